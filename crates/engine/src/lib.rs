@@ -1,0 +1,1 @@
+//! What happens next: pools, shared memory, the choice of the model. No Python, no GIL; only `sys` talks to the OS.

@@ -1,0 +1,6 @@
+//! The extension module `plait._rust`: its list of exports is the table of contents.
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = false)]
+mod _rust {
+}

@@ -1,0 +1,1 @@
+"""plait: coroutines, threads and processes on one Rust core."""

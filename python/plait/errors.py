@@ -1,0 +1,66 @@
+"""The exceptions that plait adds to those of the standard library."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+__all__ = ["ResultNotPicklable", "TaskTimeout", "WorkerDied"]
+
+
+class WorkerDied(concurrent.futures.BrokenExecutor):
+    """The worker process that ran a job ended before the job did.
+
+    Only that job fails; the worker is replaced and every other job goes on.
+
+    Attributes:
+        job: the name of the job, as given by ``options(name=)`` or taken from its function.
+        pid: the process id the worker had.
+        exitcode: its exit status, or ``None`` if a signal ended it.
+        signal: the number of the signal that ended it, or ``None`` if it exited.
+    """
+
+    def __init__(self, job: str, pid: int, exitcode: int | None, signal: int | None) -> None:
+        super().__init__(job, pid, exitcode, signal)
+        self.job = job
+        self.pid = pid
+        self.exitcode = exitcode
+        self.signal = signal
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            cause = f"was killed by {_signal_name(self.signal)}"
+        elif self.exitcode is not None:
+            cause = f"exited with status {self.exitcode}"
+        else:
+            cause = "ended without telling why"
+        return f"the worker (pid {self.pid}) that ran {self.job} {cause}; only this job is affected"
+
+
+class TaskTimeout(TimeoutError):
+    """A job ran for longer than the ``timeout`` it was given.
+
+    Attributes:
+        job: the name of the job.
+        timeout: the limit in seconds.
+    """
+
+    def __init__(self, job: str, timeout: float) -> None:
+        super().__init__(job, timeout)
+        self.job = job
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.job} ran for longer than its timeout of {self.timeout:g} s"
+
+
+class ResultNotPicklable(TypeError):
+    """A job returned (or raised) a value that cannot cross back from its worker process."""
+
+
+def _signal_name(number: int) -> str:
+    import signal
+
+    try:
+        return f"{signal.Signals(number).name} (signal {number})"
+    except ValueError:
+        return f"signal {number}"
