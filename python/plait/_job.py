@@ -26,7 +26,7 @@ DEFAULT_OPTIONS = JobOptions()
 
 
 class Pool(Protocol):
-    """One concurrency model: takes jobs, gives futures. Thread-safe. `Executor` is the face in front of it."""
+    """One concurrency model: takes jobs, gives futures. Thread-safe; `Executor` is its face."""
 
     model: ClassVar[str]
     workers: int

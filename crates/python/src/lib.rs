@@ -2,5 +2,4 @@
 use pyo3::prelude::*;
 
 #[pymodule(gil_used = false)]
-mod _rust {
-}
+mod _rust {}

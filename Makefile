@@ -1,0 +1,99 @@
+# What CI runs and what a person types. `make help` lists it; everything is installed into this folder, nothing outside it.
+PYTHON ?= python3
+SHARED ?= ../shared
+
+# One virtual environment per interpreter, so that PYTHON= can change without anything being rebuilt for the others.
+KEY := $(shell $(PYTHON) -c 'import os, platform, sys, zlib; print("%s-%08x" % (platform.python_version(), zlib.crc32(os.path.realpath(sys.executable).encode())))' 2>/dev/null)
+VENV := .venv/$(KEY)
+RUN := $(VENV)/bin/python
+CARGO_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
+CONFORMANCE_PYTHON ?= $(shell scripts/find_conformance_python $(PYTHON))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint rust-test loom python-test stubtest build free-threaded conformance bench clean requirements lint-tools
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@echo "PYTHON=python3.13 chooses the interpreter (now: $(PYTHON))"
+
+demo: $(VENV)/built ## the same real work under every model, and which is best by how much (two minutes)
+	@$(RUN) examples/demo.py
+
+test: lint rust-test loom python-test stubtest ## everything that must pass before a change lands
+	@echo "make test: all passed ($$($(RUN) --version), $$(rustc --version | cut -d ' ' -f 1,2))"
+
+lint: $(VENV)/dev | lint-tools ## formatting, clippy, ruff, mypy --strict
+	cargo fmt --all --check
+	PYO3_PYTHON="$(CURDIR)/$(RUN)" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+rust-test: | requirements ## unit and property tests of the crates that need no Python
+	cargo test --locked --package plait-sync --package plait-engine
+
+loom: | requirements ## the shared-memory and queue protocols under every interleaving that loom can reach
+	@ls crates/sync/tests/loom_*.rs >/dev/null 2>&1 || exit 0; \
+	RUSTFLAGS="--cfg plait_loom" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+		cargo test --locked --release --package plait-sync --target-dir target/loom --test 'loom_*'
+
+python-test: $(VENV)/dev $(VENV)/built ## pytest
+	$(RUN) -m pytest
+
+stubtest: $(VENV)/dev $(VENV)/built ## the stubs say what the compiled module has
+	$(RUN) -m mypy.stubtest plait._rust
+
+build: $(VENV)/built ## the release build, installed into .venv
+
+free-threaded: | requirements ## compile for free-threaded Python 3.14 (needs the checks in SHARED)
+	@if [ -d "$(SHARED)/pythons" ]; then \
+		CARGO_TARGET_DIR=target/free-threaded bash "$(SHARED)/pythons/compile_free_threaded.sh" 3.14 --quiet --locked \
+		&& echo "free-threaded 3.14: compiles"; \
+	else echo "free-threaded: skipped, $(SHARED)/pythons is not there"; fi
+
+conformance: ## CPython's own concurrent.futures tests on our executors (needs the runner in SHARED)
+	@if [ ! -d "$(SHARED)/conformance" ]; then echo "conformance: skipped, $(SHARED)/conformance is not there"; \
+	elif [ -z "$(CONFORMANCE_PYTHON)" ]; then echo "conformance: skipped, no Python here has CPython's test_concurrent_futures"; \
+	else $(MAKE) --no-print-directory build PYTHON="$(CONFORMANCE_PYTHON)" \
+		&& scripts/conformance "$(SHARED)/conformance" "$$($(MAKE) --no-print-directory -s print-run PYTHON="$(CONFORMANCE_PYTHON)")"; fi
+
+bench: $(VENV)/bench $(VENV)/built ## ours against the standard pools, pebble and joblib, as ratios
+	$(RUN) benches/thread_pool.py
+	$(RUN) benches/process_pool.py
+
+clean: ## remove everything that was built or installed here
+	rm -rf target .venv .mypy_cache .ruff_cache .pytest_cache benches/results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f python/plait/_rust.*.so
+
+requirements:
+	@scripts/requirements "$(PYTHON)"
+
+lint-tools: requirements
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 \
+		|| { echo "plait: linting needs rustfmt and clippy: rustup component add rustfmt clippy" >&2; exit 1; }
+
+.PHONY: print-run
+print-run:
+	@echo "$(CURDIR)/$(RUN)"
+
+# Stamps: what was installed, redone when its list changes. pip is renewed first: older ones know no dependency groups.
+$(VENV)/tools: pyproject.toml | requirements
+	$(PYTHON) -m venv "$(VENV)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --group build
+	@touch $@
+
+$(VENV)/built: $(VENV)/tools $(CARGO_SOURCES)
+	env -u CONDA_PREFIX VIRTUAL_ENV="$(CURDIR)/$(VENV)" PIP_QUIET=1 $(RUN) -m maturin develop --release --locked --quiet --group build
+	@touch $@
+
+$(VENV)/dev: $(VENV)/tools
+	$(RUN) -m pip install --quiet --disable-pip-version-check --group dev
+	@touch $@
+
+$(VENV)/bench: $(VENV)/tools
+	$(RUN) -m pip install --quiet --disable-pip-version-check --group bench
+	@touch $@

@@ -1,0 +1,1 @@
+# The types of the compiled module `plait._rust`, held to it by stubtest.
