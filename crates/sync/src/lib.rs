@@ -1,1 +1,13 @@
 //! How threads and processes meet: parking, queues, rings over borrowed memory. std only; also built under loom.
+//!
+//! | primitive | between | order | cost |
+//! | --- | --- | --- | --- |
+//! | [`bell`] | one sleeper, any number of ringers | – | one fence while nobody sleeps |
+//! | [`ring`] | one producer, one consumer, byte frames | FIFO | two copies, one store each side |
+//! | [`window`] | one producer that may take back, one consumer that claims | FIFO | one compare-and-swap each side |
+
+pub mod bell;
+pub mod memory;
+mod primitive;
+pub mod ring;
+pub mod window;
