@@ -1,0 +1,28 @@
+"""`Future`: what a job will have come to; a `concurrent.futures.Future` that can also be awaited."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+from plait import _rust
+
+__all__ = ["Future"]
+
+T = TypeVar("T")
+
+
+class Future(_rust.Future, concurrent.futures.Future[T]):
+    """The outcome of a job: all that a `concurrent.futures.Future` is, and awaitable from any running loop.
+
+    Thread-safe. `result` and `exception` take a timeout in seconds; they raise `TimeoutError` when it is over
+    and `concurrent.futures.CancelledError` if the job was cancelled, and Ctrl-C interrupts them. After a
+    `fork` the child has a copy that nobody will complete.
+    """
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait in the running event loop; cancelling the wait cancels the job if it has not begun."""
+        import asyncio
+
+        return asyncio.wrap_future(self).__await__()
