@@ -48,7 +48,7 @@ def test_the_first_line_of_every_file_says_what_it_is_for() -> None:
         if path.name not in UNMARKED
         and path.suffix in COMMENT
         and path.stat().st_size
-        and not re.match(re.escape(COMMENT[path.suffix]) + r"\s*\S{3,}|# \S", first_line(path))
+        and not re.match(re.escape(COMMENT[path.suffix]) + r"\s*\S|# \S", first_line(path))
     ]
     assert names(silent) == []
 
