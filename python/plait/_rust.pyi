@@ -1,12 +1,17 @@
 # The types of the compiled module `plait._rust`, held to it by stubtest.
 import concurrent.futures
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self, final
 
 from typing_extensions import disjoint_base
 
+from plait._job import JobOptions
+from plait.future import Future as PublicFuture
+
 __all__ = [
     "Future",
+    "ThreadPool",
+    "ThreadPoolCore",
 ]
 
 @disjoint_base
@@ -47,3 +52,37 @@ class Future:
     def _done_callbacks(self) -> Any: ...
     @_done_callbacks.setter
     def _done_callbacks(self, value: Any) -> None: ...
+
+@disjoint_base
+class ThreadPool:
+    def __new__(
+        cls,
+        workers: int,
+        crew: Any,
+        future_type: type[Future],
+        runs_coroutines: bool,
+        carries_context: bool,
+    ) -> Self: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def broken(self) -> bool: ...
+    @property
+    def waiting(self) -> int: ...
+    def submit(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
+    ) -> PublicFuture[Any]: ...
+    def core(self) -> ThreadPoolCore: ...
+    def cancel_waiting(self) -> None: ...
+    def forget_threads(self) -> None: ...
+
+@final
+class ThreadPoolCore:
+    @property
+    def workers(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None: ...
+    def work(self, run_coroutine: Callable[[Any], Any]) -> None: ...
+    def keep_time(self, start_worker: Callable[[ThreadPoolCore], object]) -> None: ...
+    def break_down(self, error: BaseException) -> None: ...

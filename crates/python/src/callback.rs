@@ -4,6 +4,8 @@
 use pyo3::exceptions::PyBaseException;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple, PyType};
 
 /// The error that `raise exception` makes: chained to the exception that is being handled, if any.
 pub fn raise(exception: Bound<'_, PyAny>) -> PyErr {
@@ -13,4 +15,120 @@ pub fn raise(exception: Bound<'_, PyAny>) -> PyErr {
     // SAFETY: attached (there is a Bound), both are live objects, and the value is an instance of the type.
     unsafe { ffi::PyErr_SetObject(exception.get_type().as_ptr(), exception.as_ptr()) };
     PyErr::fetch(exception.py())
+}
+
+/// A call to be made later: the function, its arguments and the context to make it in.
+pub struct Callback {
+    function: Py<PyAny>,
+    args: Py<PyTuple>,
+    /// None if there are no keywords.
+    kwargs: Option<Py<PyDict>>,
+    /// A copy of the context that the call was asked for in; None to use the calling thread's own.
+    context: Option<Py<PyAny>>,
+}
+
+impl Callback {
+    /// A call of `function`, in a copy of the current context if `carry_context`.
+    pub fn new(
+        function: Bound<'_, PyAny>,
+        args: Bound<'_, PyTuple>,
+        kwargs: &Bound<'_, PyDict>,
+        carry_context: bool,
+    ) -> PyResult<Self> {
+        let py = function.py();
+        let context = if carry_context {
+            // SAFETY: attached; the function returns a new reference, or null with an error set.
+            Some(
+                unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent()) }?.unbind(),
+            )
+        } else {
+            None
+        };
+        Ok(Self {
+            function: function.unbind(),
+            args: args.unbind(),
+            kwargs: if kwargs.is_empty() {
+                None
+            } else {
+                Some(kwargs.clone().unbind())
+            },
+            context,
+        })
+    }
+
+    /// The same call again, in a copy of the context as it is now.
+    pub fn copy(&self, py: Python<'_>) -> PyResult<Self> {
+        let context = match &self.context {
+            // SAFETY: attached; the argument is a live context; a new reference, or null with an error set.
+            Some(context) => Some(
+                unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_Copy(context.as_ptr())) }?
+                    .unbind(),
+            ),
+            None => None,
+        };
+        Ok(Self {
+            function: self.function.clone_ref(py),
+            args: self.args.clone_ref(py),
+            kwargs: self.kwargs.as_ref().map(|kwargs| kwargs.clone_ref(py)),
+            context,
+        })
+    }
+
+    /// Makes the call. If `run_coroutine` is given and the call returns a coroutine, the result is what that makes of it.
+    pub fn call<'py>(
+        &self,
+        py: Python<'py>,
+        run_coroutine: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let _entered = match &self.context {
+            Some(context) => Some(Entered::new(context.bind(py))?),
+            None => None,
+        };
+        let result = self
+            .function
+            .bind(py)
+            .call(self.args.bind(py), self.kwargs.as_ref().map(|k| k.bind(py)))?;
+        match run_coroutine {
+            Some(run_coroutine) if is_coroutine(&result) => run_coroutine.call1((result,)),
+            _ => Ok(result),
+        }
+    }
+}
+
+/// A context that is current in this thread until this is dropped.
+struct Entered<'a, 'py>(&'a Bound<'py, PyAny>);
+
+impl<'a, 'py> Entered<'a, 'py> {
+    fn new(context: &'a Bound<'py, PyAny>) -> PyResult<Self> {
+        // SAFETY: attached, and the argument is a live context.
+        if unsafe { ffi::PyContext_Enter(context.as_ptr()) } == 0 {
+            Ok(Self(context))
+        } else {
+            Err(PyErr::fetch(context.py()))
+        }
+    }
+}
+
+impl Drop for Entered<'_, '_> {
+    fn drop(&mut self) {
+        // SAFETY: attached, in the thread that entered this context.
+        if unsafe { ffi::PyContext_Exit(self.0.as_ptr()) } != 0 {
+            PyErr::fetch(self.0.py()).write_unraisable(self.0.py(), Some(self.0));
+        }
+    }
+}
+
+/// Whether `value` is a coroutine that can be run: one of `async def`, or one that says so (such as Cython's).
+fn is_coroutine(value: &Bound<'_, PyAny>) -> bool {
+    static COROUTINE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    // SAFETY: attached, and both are pointers of a live object's live type; `tp_as_async` may be null.
+    let awaitable = unsafe {
+        let slots = (*ffi::Py_TYPE(value.as_ptr())).tp_as_async;
+        !slots.is_null() && (*slots).am_await.is_some()
+    };
+    awaitable
+        && COROUTINE
+            .import(value.py(), "collections.abc", "Coroutine")
+            .and_then(|coroutine| value.is_instance(coroutine))
+            .unwrap_or(false)
 }

@@ -20,7 +20,7 @@
 //! * Threads in `result()` park on the Rust side. A transition to a final state takes their wakers out of
 //!   `cell` and wakes them afterwards, in [`Wake::now`] or when the caller of [`Future::resolve_later`] likes.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -244,6 +244,19 @@ impl Future {
         }
     }
 
+    /// In the child of a fork, for a job that only the parent can run: nobody may wait for it. Takes no condition, which
+    /// another thread may have held at the fork, and runs no callbacks, which are the parent's.
+    pub fn abandon(&self) {
+        for state in [PENDING, RUNNING, CANCELLED] {
+            let _ = self.state.compare_exchange(
+                state,
+                CANCELLED_AND_NOTIFIED,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+        }
+    }
+
     fn state(&self) -> u8 {
         self.state.load(Ordering::Acquire)
     }
@@ -418,7 +431,7 @@ impl Future {
     }
 
     fn sleep(&self, py: Python<'_>, deadline: Option<Instant>) -> PyResult<bool> {
-        let mut woken = py.detach(|| PARKER.with(|parker| parker.spin(SPIN)));
+        let mut woken = detach(py, || PARKER.with(|parker| parker.spin(SPIN, || true)));
         let mut sees_signals = None;
         loop {
             if self.is_done() {
@@ -438,7 +451,7 @@ impl Future {
             } else {
                 deadline
             };
-            woken = py.detach(|| {
+            woken = detach(py, || {
                 PARKER.with(|parker| {
                     if let Some(until) = until {
                         return parker.park_until(until);
@@ -820,6 +833,30 @@ impl Future {
         );
         drop(cell);
         drop(held);
+    }
+}
+
+/// How many threads have let go of the interpreter in `result()`.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// `Python::detach` that others can see from [`await_free_interpreter`].
+fn detach<R: Send>(py: Python<'_>, body: impl FnOnce() -> R + Send) -> R {
+    py.detach(|| {
+        WAITING.fetch_add(1, Ordering::Relaxed);
+        let outcome = body();
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+        outcome
+    })
+}
+
+/// For a detached thread that was called by one which is still attached: waits a few microseconds, until that one
+/// waits in `result()`. Asking for the interpreter while another thread has it means to sleep in the kernel and
+/// to be woken from there, which takes much longer than it takes the caller to get to its `result()`.
+pub fn await_free_interpreter() {
+    const LIMIT: Duration = Duration::from_micros(10);
+    let began = Instant::now();
+    while WAITING.load(Ordering::Relaxed) == 0 && began.elapsed() < LIMIT {
+        std::hint::spin_loop();
     }
 }
 

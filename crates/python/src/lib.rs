@@ -3,9 +3,12 @@ use pyo3::prelude::*;
 
 mod callback;
 mod future;
+mod thread_pool;
 
 #[pymodule(gil_used = false)]
 mod _rust {
     #[pymodule_export]
     use super::future::Future;
+    #[pymodule_export]
+    use super::thread_pool::{ThreadPool, ThreadPoolCore};
 }

@@ -3,11 +3,13 @@
 //! | primitive | between | order | cost |
 //! | --- | --- | --- | --- |
 //! | [`parker`] | one sleeper, any number of wakers | – | one swap to wake a thread that is awake |
+//! | [`job_queue`] | any number of pushers, workers that sleep when idle | FIFO | one mutex; one wake-up at a time |
 //! | [`bell`] | one sleeper, any number of ringers | – | one fence while nobody sleeps |
 //! | [`ring`] | one producer, one consumer, byte frames | FIFO | two copies, one store each side |
 //! | [`window`] | one producer that may take back, one consumer that claims | FIFO | one compare-and-swap each side |
 
 pub mod bell;
+pub mod job_queue;
 pub mod memory;
 pub mod parker;
 mod primitive;

@@ -113,9 +113,9 @@ impl Parker {
         }
     }
 
-    /// Looks for a token for at most about `limit` without sleeping; true if it took one.
+    /// Looks for a token, without sleeping, for at most about `limit` and while `worthwhile`; true if it took one.
     #[cfg(not(plait_loom))]
-    pub fn spin(&self, limit: Duration) -> bool {
+    pub fn spin(&self, limit: Duration, worthwhile: impl Fn() -> bool) -> bool {
         /// Looks between two looks at the clock: a clock read costs about as much as these.
         const LOOKS: u32 = 16;
         let began = Instant::now();
@@ -126,7 +126,7 @@ impl Parker {
                 }
                 std::hint::spin_loop();
             }
-            if began.elapsed() >= limit {
+            if began.elapsed() >= limit || !worthwhile() {
                 return false;
             }
         }

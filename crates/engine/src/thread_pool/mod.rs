@@ -1,0 +1,143 @@
+//! A pool of threads that somebody else starts: which jobs wait, how many workers there are, when they leave. Work items of
+//! a type `H` are stored, ordered and handed back; none is run here, and none is dropped under a lock. See `README.md`.
+
+mod deadlines;
+
+pub use deadlines::{Deadlines, Ticket};
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use plait_sync::job_queue::{JobQueue, Supply};
+pub use plait_sync::job_queue::{Next, Worker};
+
+/// See the module's documentation. Every method may be called from any thread.
+pub struct ThreadPool<H> {
+    queue: JobQueue<H>,
+    limit: usize,
+    /// Workers that were asked for and have not left.
+    workers: AtomicUsize,
+}
+
+/// What the caller of [`ThreadPool::submit`] has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Submitted {
+    /// Nothing: a worker that is there will take the job.
+    Queued,
+    /// Start a thread that takes part as a worker ([`ThreadPool::next`]), or say that it cannot be done
+    /// ([`ThreadPool::worker_did_not_start`]).
+    StartWorker,
+}
+
+impl<H> ThreadPool<H> {
+    /// A pool that asks for at most `limit` workers, and for none until there is a job.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            queue: JobQueue::new(),
+            limit,
+            workers: AtomicUsize::new(0),
+        }
+    }
+
+    /// Queues a job; gives it back if the pool is closed.
+    pub fn submit(&self, job: H) -> Result<Submitted, H> {
+        self.queue.push(job).map(|supply| self.see_to(supply))
+    }
+
+    /// Queues a job that was accepted earlier, even if the pool has been closed since.
+    pub fn submit_again(&self, job: H) -> Submitted {
+        let supply = self.queue.push_again(job);
+        self.see_to(supply)
+    }
+
+    fn see_to(&self, supply: Supply) -> Submitted {
+        if supply == Supply::Enough || !self.join() {
+            return Submitted::Queued;
+        }
+        self.queue.expect_worker();
+        Submitted::StartWorker
+    }
+
+    /// Counts one more worker; false if there are as many as there may be.
+    fn join(&self) -> bool {
+        let more = |workers| (workers < self.limit).then_some(workers + 1);
+        self.workers
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+            .is_ok()
+    }
+
+    /// The thread that [`Submitted::StartWorker`] asked for could not be started. If that leaves nobody to run them, the
+    /// jobs that wait are handed back.
+    pub fn worker_did_not_start(&self) -> VecDeque<H> {
+        self.queue.expect_no_worker();
+        if self.worker_left() {
+            self.queue.drain()
+        } else {
+            VecDeque::new()
+        }
+    }
+
+    /// What a worker is to do next. After [`Next::Leave`] the worker has left and must not ask again.
+    pub fn next(&self, worker: &mut Worker) -> Next<H> {
+        loop {
+            let next = self.queue.next(worker);
+            if !matches!(next, Next::Leave) {
+                return next;
+            }
+            self.worker_left();
+            // A job that came again (`submit_again`) since the queue was seen empty may have counted on this worker.
+            if self.queue.is_empty() || !self.join() {
+                return Next::Leave;
+            }
+        }
+    }
+
+    /// Sleeps after [`Next::Wait`] until there may be something to do; true if the thread really slept. Takes no lock that
+    /// another method takes.
+    pub fn wait(&self, worker: &Worker) -> bool {
+        worker.wait(&self.queue)
+    }
+
+    /// A worker leaves without having been told to; true if it was the last one.
+    pub fn worker_left(&self) -> bool {
+        self.workers.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Takes no more jobs; the workers leave when none waits.
+    pub fn close(&self) {
+        self.queue.close();
+    }
+
+    /// Whether the pool has been closed.
+    pub fn is_closed(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// Hands back all jobs that wait.
+    pub fn drain(&self) -> VecDeque<H> {
+        self.queue.drain()
+    }
+
+    /// How many jobs wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// How many workers there are, including those asked for and not started yet.
+    pub fn workers(&self) -> usize {
+        self.workers.load(Ordering::Acquire)
+    }
+
+    /// The most workers there may be.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// In the child of a fork, where no worker exists any more: the pool is as new, and the jobs that waited are handed
+    /// back. No lock may have been held by another thread at the fork (see `README.md`).
+    pub fn forget_workers(&self) -> VecDeque<H> {
+        self.workers.store(0, Ordering::Release);
+        self.queue.forget_workers()
+    }
+}

@@ -1,0 +1,530 @@
+//! `_rust.ThreadPool` and `_rust.ThreadPoolCore`: the engine's thread pool with Python calls as its jobs.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use plait_engine::thread_pool::{Deadlines, Next, Submitted, ThreadPool as Engine, Worker};
+use plait_sync::parker::{Parker, Unparker};
+use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple, PyType};
+
+use crate::callback::Callback;
+use crate::future::{Future, Wake, await_free_interpreter};
+
+/// How long a worker goes from job to job before it offers the interpreter to others. Python code does so by
+/// itself (`sys.setswitchinterval`), but jobs that are C functions never would.
+const SWITCH_INTERVAL: Duration = Duration::from_millis(5);
+
+/// One call and the future of its outcome.
+struct Job {
+    future: Py<Future>,
+    callback: Callback,
+    /// None for a job without options, as nearly all are.
+    extras: Option<Box<Extras>>,
+}
+
+/// What `JobOptions` asks for.
+#[derive(Clone)]
+struct Extras {
+    /// Seconds, as the user gave them.
+    timeout: Option<f64>,
+    retries: u32,
+    name: String,
+    /// An earlier attempt timed out: the future is running already.
+    started: bool,
+}
+
+/// What to do when the time of a running job is over.
+struct Overdue {
+    future: Py<Future>,
+    /// The call to make again, if there are retries left.
+    again: Option<Callback>,
+    extras: Box<Extras>,
+}
+
+/// What the pool, its workers and its timer share. It outlives the pool while there are jobs.
+struct Shared {
+    engine: Engine<Job>,
+    /// What a call returns is run to completion if it is a coroutine.
+    runs_coroutines: bool,
+    carries_context: bool,
+    /// Only one thread at a time can run Python code.
+    one_interpreter: bool,
+    /// An initializer failed: the pool takes no more jobs.
+    broken: AtomicBool,
+    deadlines: Mutex<Deadlines<Overdue>>,
+    /// Wakes the timer, once there is one.
+    timer: Mutex<Option<Unparker>>,
+    has_timer: AtomicBool,
+}
+
+/// As in `future.rs`, nothing can panic half-way while one of these locks is held, and no Python code runs.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn wake_timer(&self) {
+        let timer = lock(&self.timer).clone();
+        if let Some(timer) = timer {
+            timer.unpark();
+        }
+    }
+
+    fn close(&self) {
+        self.engine.close();
+        self.wake_timer();
+    }
+
+    /// Runs one job to its outcome. Who has to be woken then is left to the caller: soon, but if possible when
+    /// the interpreter is free, since they will want it.
+    fn run<'py>(&self, py: Python<'py>, job: Job, run_coroutine: &Bound<'py, PyAny>) -> Wake {
+        let Job {
+            future,
+            callback,
+            extras,
+        } = job;
+        let future = future.into_bound(py);
+        let run_coroutine = self.runs_coroutines.then_some(run_coroutine);
+        if !extras.as_ref().is_some_and(|extras| extras.started) && !future.get().try_start() {
+            Future::notify_cancelled(&future);
+            return Wake::default();
+        }
+        let outcome = match extras {
+            None => Some(callback.call(py, run_coroutine)),
+            Some(extras) => self.run_with_options(py, &future, &callback, extras, run_coroutine),
+        };
+        // The destructors of the arguments may take long: before anybody is told, since the telling is put off.
+        drop(callback);
+        match outcome {
+            Some(outcome) => Future::resolve_later(&future, split(py, outcome)),
+            None => Wake::default(),
+        }
+    }
+
+    /// Makes the call until it succeeds or there are no retries left; None if the timer has taken over.
+    fn run_with_options<'py>(
+        &self,
+        py: Python<'py>,
+        future: &Bound<'py, Future>,
+        callback: &Callback,
+        mut extras: Box<Extras>,
+        run_coroutine: Option<&Bound<'py, PyAny>>,
+    ) -> Option<PyResult<Bound<'py, PyAny>>> {
+        extras.started = true;
+        loop {
+            let ticket = match self.set_deadline(py, future, callback, &extras) {
+                Ok(ticket) => ticket,
+                Err(error) => return Some(Err(error)),
+            };
+            let outcome = if extras.retries == 0 {
+                callback.call(py, run_coroutine)
+            } else {
+                // Each attempt begins with the context as it was, and may overlap with one that timed out.
+                callback
+                    .copy(py)
+                    .and_then(|attempt| attempt.call(py, run_coroutine))
+            };
+            if let Some(ticket) = ticket {
+                let overdue = lock(&self.deadlines).take(ticket);
+                overdue.as_ref()?;
+            }
+            match outcome {
+                Err(error) if extras.retries > 0 && is_retriable(py, &error) => extras.retries -= 1,
+                outcome => return Some(outcome),
+            }
+        }
+    }
+
+    fn set_deadline(
+        &self,
+        py: Python<'_>,
+        future: &Bound<'_, Future>,
+        callback: &Callback,
+        extras: &Extras,
+    ) -> PyResult<Option<plait_engine::thread_pool::Ticket>> {
+        let limit = extras
+            .timeout
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let Some(deadline) = limit.and_then(|limit| Instant::now().checked_add(limit)) else {
+            return Ok(None);
+        };
+        let again = if extras.retries > 0 {
+            Some(callback.copy(py)?)
+        } else {
+            None
+        };
+        let overdue = Overdue {
+            future: future.clone().unbind(),
+            again,
+            extras: Box::new(extras.clone()),
+        };
+        let (ticket, early) = lock(&self.deadlines).insert(deadline, overdue);
+        if early {
+            self.wake_timer();
+        }
+        Ok(Some(ticket))
+    }
+
+    /// The time of a running job is over.
+    fn expire(&self, py: Python<'_>, overdue: Overdue) -> Submitted {
+        let Overdue {
+            future,
+            again,
+            mut extras,
+        } = overdue;
+        if let Some(callback) = again {
+            extras.retries -= 1;
+            return self.engine.submit_again(Job {
+                future,
+                callback,
+                extras: Some(extras),
+            });
+        }
+        let error =
+            task_timeout(py, &extras).unwrap_or_else(|error| error.into_value(py).into_any());
+        Future::resolve(future.bind(py), Err(error));
+        Submitted::Queued
+    }
+
+    /// Gives jobs that nobody will run the outcome `error`.
+    fn fail(py: Python<'_>, jobs: VecDeque<Job>, error: &PyErr) {
+        for job in jobs {
+            let future = job.future.bind(py);
+            if future.get().try_start() || job.extras.as_ref().is_some_and(|extras| extras.started)
+            {
+                Future::resolve(future, Err(error.clone_ref(py).into_value(py).into_any()));
+            } else {
+                Future::notify_cancelled(future);
+            }
+        }
+    }
+}
+
+fn split(py: Python<'_>, outcome: PyResult<Bound<'_, PyAny>>) -> Result<Py<PyAny>, Py<PyAny>> {
+    outcome
+        .map(Bound::unbind)
+        .map_err(|error| error.into_value(py).into_any())
+}
+
+fn task_timeout(py: Python<'_>, extras: &Extras) -> PyResult<Py<PyAny>> {
+    static TASK_TIMEOUT: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let kind = TASK_TIMEOUT.import(py, "plait.errors", "TaskTimeout")?;
+    kind.call1((&extras.name, extras.timeout))
+        .map(Bound::unbind)
+}
+
+/// Whether another attempt may do better: not if the job was cancelled or wants to end the program.
+fn is_retriable(py: Python<'_>, error: &PyErr) -> bool {
+    static CANCELLED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    error.is_instance_of::<PyException>(py)
+        && CANCELLED
+            .import(py, "concurrent.futures", "CancelledError")
+            .is_ok_and(|cancelled| !error.is_instance(py, cancelled))
+}
+
+/// The options of a job that is to call `function`; None if there are none to see to.
+fn read_options(
+    options: &Bound<'_, PyAny>,
+    function: &Bound<'_, PyAny>,
+) -> PyResult<Option<Box<Extras>>> {
+    static DEFAULT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static JOB_NAME: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = options.py();
+    if options.is(DEFAULT.import(py, "plait._job", "DEFAULT_OPTIONS")?) {
+        return Ok(None);
+    }
+    let timeout: Option<f64> = options.getattr(intern!(py, "timeout"))?.extract()?;
+    let retries: i64 = options.getattr(intern!(py, "retries"))?.extract()?;
+    if timeout.is_some_and(|seconds| seconds.is_nan() || seconds < 0.0) {
+        let timeout = timeout.unwrap_or_default();
+        return Err(PyValueError::new_err(format!(
+            "timeout must be a number of seconds >= 0, not {timeout}"
+        )));
+    }
+    let retries = u32::try_from(retries).map_err(|_| {
+        PyValueError::new_err(format!(
+            "retries must be between 0 and {}, not {retries}",
+            u32::MAX
+        ))
+    })?;
+    if timeout.is_none() && retries == 0 {
+        return Ok(None);
+    }
+    let name = JOB_NAME
+        .import(py, "plait._job", "job_name")?
+        .call1((function, options))?
+        .extract()?;
+    Ok(Some(Box::new(Extras {
+        timeout,
+        retries,
+        name,
+        started: false,
+    })))
+}
+
+/// The base of `plait.thread_pool.ThreadPool`. Dropping it lets the workers leave when the queue is empty.
+#[pyclass(frozen, subclass, weakref, module = "plait._rust")]
+pub struct ThreadPool {
+    shared: Arc<Shared>,
+    /// Starts threads: `start_worker(core)`, `start_timer(core)`; says why a job is refused: `refuse(broken)`.
+    crew: Py<PyAny>,
+    future_type: Py<PyType>,
+}
+
+#[pymethods]
+impl ThreadPool {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        workers: usize,
+        crew: Py<PyAny>,
+        future_type: Py<PyType>,
+        runs_coroutines: bool,
+        carries_context: bool,
+    ) -> PyResult<Self> {
+        let sys = py.import(intern!(py, "sys"))?;
+        let one_interpreter = match sys.getattr_opt(intern!(py, "_is_gil_enabled"))? {
+            Some(is_enabled) => is_enabled.call0()?.is_truthy()?,
+            None => true,
+        };
+        let shared = Arc::new(Shared {
+            engine: Engine::new(workers),
+            runs_coroutines,
+            carries_context,
+            one_interpreter,
+            broken: AtomicBool::new(false),
+            deadlines: Mutex::new(Deadlines::new()),
+            timer: Mutex::new(None),
+            has_timer: AtomicBool::new(false),
+        });
+        Ok(Self {
+            shared,
+            crew,
+            future_type,
+        })
+    }
+
+    #[getter]
+    fn workers(&self) -> usize {
+        self.shared.engine.limit()
+    }
+
+    #[getter]
+    fn broken(&self) -> bool {
+        self.shared.broken.load(Ordering::Acquire)
+    }
+
+    /// How many jobs wait for a worker.
+    #[getter]
+    fn waiting(&self) -> usize {
+        self.shared.engine.waiting()
+    }
+
+    fn submit<'py>(
+        &self,
+        py: Python<'py>,
+        r#fn: Bound<'py, PyAny>,
+        args: Bound<'py, PyTuple>,
+        kwargs: &Bound<'py, PyDict>,
+        options: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, Future>> {
+        let extras = read_options(options, &r#fn)?;
+        let future = Future::create(py, self.future_type.bind(py))?;
+        let is_timed = extras
+            .as_ref()
+            .is_some_and(|extras| extras.timeout.is_some());
+        if is_timed && !self.shared.has_timer.swap(true, Ordering::AcqRel) {
+            let started = self
+                .crew
+                .call_method1(py, intern!(py, "start_timer"), (self.core(),));
+            if let Err(error) = started {
+                self.shared.has_timer.store(false, Ordering::Release);
+                return Err(error);
+            }
+        }
+        let callback = Callback::new(r#fn, args, kwargs, self.shared.carries_context)?;
+        let job = Job {
+            future: future.clone().unbind(),
+            callback,
+            extras,
+        };
+        match self.shared.engine.submit(job) {
+            Ok(Submitted::Queued) => {}
+            Ok(Submitted::StartWorker) => {
+                if let Err(error) =
+                    self.crew
+                        .call_method1(py, intern!(py, "start_worker"), (self.core(),))
+                {
+                    // With other workers at hand the job only waits a little longer.
+                    let stranded = self.shared.engine.worker_did_not_start();
+                    if !stranded.is_empty() {
+                        Shared::fail(py, stranded, &error);
+                        return Err(error);
+                    }
+                }
+            }
+            Err(job) => {
+                drop(job);
+                self.crew
+                    .call_method1(py, intern!(py, "refuse"), (self.broken(),))?;
+                return Err(PyRuntimeError::new_err(
+                    "cannot schedule new futures after shutdown",
+                ));
+            }
+        }
+        Ok(future)
+    }
+
+    /// What the pool's threads hold on to instead of the pool.
+    fn core(&self) -> ThreadPoolCore {
+        ThreadPoolCore {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Cancels the jobs that wait.
+    fn cancel_waiting(&self, py: Python<'_>) -> PyResult<()> {
+        for job in self.shared.engine.drain() {
+            job.future.bind(py).call_method0(intern!(py, "cancel"))?;
+            Future::notify_cancelled(job.future.bind(py));
+        }
+        Ok(())
+    }
+
+    /// In the child of a fork: no thread of the parent exists here. The jobs that waited are the parent's.
+    fn forget_threads(&self) {
+        let shared = &self.shared;
+        shared.has_timer.store(false, Ordering::Release);
+        let jobs = shared.engine.forget_workers();
+        let overdue = lock(&shared.deadlines).drain();
+        let timer = lock(&shared.timer).take();
+        for job in &jobs {
+            job.future.get().abandon();
+        }
+        for overdue in &overdue {
+            overdue.future.get().abandon();
+        }
+        drop((jobs, overdue, timer));
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.crew)?;
+        visit.call(&self.future_type)
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+/// The part of a pool that its threads hold on to; it outlives the pool while there are jobs.
+#[pyclass(frozen, module = "plait._rust")]
+pub struct ThreadPoolCore {
+    shared: Arc<Shared>,
+}
+
+#[pymethods]
+impl ThreadPoolCore {
+    /// How many workers there are, including those that are being started.
+    #[getter]
+    fn workers(&self) -> usize {
+        self.shared.engine.workers()
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.shared.engine.is_closed()
+    }
+
+    /// Takes no more jobs; workers leave when none waits.
+    fn close(&self) {
+        self.shared.close();
+    }
+
+    /// A worker's life: takes jobs and runs them until the pool is closed and none waits. `run_coroutine(coroutine)`
+    /// runs one to completion in this thread.
+    fn work<'py>(&self, py: Python<'py>, run_coroutine: &Bound<'py, PyAny>) {
+        let shared = &*self.shared;
+        let mut worker = Worker::new();
+        let mut wake = Wake::default();
+        let mut since = Instant::now();
+        loop {
+            match shared.engine.next(&mut worker) {
+                Next::Job(job) => {
+                    wake.now();
+                    wake = shared.run(py, job, run_coroutine);
+                    if since.elapsed() >= SWITCH_INTERVAL {
+                        py.detach(|| wake.now());
+                        since = Instant::now();
+                    }
+                }
+                Next::Wait => {
+                    py.detach(|| {
+                        wake.now();
+                        if !shared.engine.wait(&worker) && shared.one_interpreter {
+                            await_free_interpreter();
+                        }
+                    });
+                    since = Instant::now();
+                }
+                Next::Leave => break,
+            }
+        }
+        wake.now();
+        if shared.engine.workers() == 0 {
+            shared.wake_timer();
+        }
+    }
+
+    /// The timer's life: sees to the jobs whose time is over, until the pool is closed and its workers have left.
+    /// `start_worker(core)` starts a thread.
+    fn keep_time(&self, py: Python<'_>, start_worker: &Bound<'_, PyAny>) {
+        let shared = &*self.shared;
+        let parker = Parker::new();
+        *lock(&shared.timer) = Some(parker.unparker());
+        loop {
+            let now = Instant::now();
+            loop {
+                let overdue = lock(&shared.deadlines).expired(now);
+                let Some(overdue) = overdue else { break };
+                if shared.expire(py, overdue) == Submitted::StartWorker
+                    && let Err(error) = start_worker.call1((Self {
+                        shared: Arc::clone(&self.shared),
+                    },))
+                {
+                    Shared::fail(py, shared.engine.worker_did_not_start(), &error);
+                }
+            }
+            let alarm = lock(&shared.deadlines).set_alarm();
+            if alarm.is_none() && shared.engine.is_closed() && shared.engine.workers() == 0 {
+                break;
+            }
+            py.detach(|| match alarm {
+                Some(alarm) => drop(parker.park_until(alarm)),
+                None => parker.park(),
+            });
+        }
+    }
+
+    /// A worker's initializer failed with `error`'s reason: no job can be run any more. The worker must leave.
+    fn break_down(&self, py: Python<'_>, error: Bound<'_, PyAny>) {
+        let shared = &*self.shared;
+        shared.broken.store(true, Ordering::Release);
+        shared.close();
+        let mut jobs = shared.engine.worker_did_not_start();
+        jobs.extend(shared.engine.drain());
+        Shared::fail(py, jobs, &PyErr::from_value(error));
+        if shared.engine.workers() == 0 {
+            shared.wake_timer();
+        }
+    }
+}

@@ -1,0 +1,253 @@
+"""`ThreadPool`: jobs on OS threads of this process. The queue and the workers' loop are in Rust."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from plait import _rust
+from plait.future import Future
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["ThreadPool", "default_workers"]
+
+_BROKEN = "A thread initializer failed, the thread pool is not usable anymore"
+
+# Every thread that runs jobs or keeps time, with what it must be told so that it leaves.
+_threads: dict[threading.Thread, _rust.ThreadPoolCore] = {}
+_pools: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
+_exiting = False
+_numbers = itertools.count()
+
+
+def default_workers() -> int:
+    """How many threads a pool may have if nobody says: most jobs wait, so more than there are CPUs."""
+    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
+    return min(32, (count() or 1) + 4)
+
+
+class Crew:
+    """The threads of one pool. Knows nothing of the pool, so that a pool that nobody refers to can go."""
+
+    def __init__(
+        self, prefix: str, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    ) -> None:
+        self.prefix = prefix
+        self.initializer = initializer
+        self.initargs = initargs
+        self.workers: set[threading.Thread] = set()
+        self.timer: threading.Thread | None = None
+        self._numbers = itertools.count()
+
+    def start_worker(self, core: _rust.ThreadPoolCore) -> None:
+        """Start a thread that runs jobs."""
+        name = f"{self.prefix}_{next(self._numbers)}"
+        self.workers.add(_start(name, core, _work, self.initializer, self.initargs))
+
+    def start_timer(self, core: _rust.ThreadPoolCore) -> None:
+        """Start the thread that sees to timeouts."""
+        self.timer = _start(f"{self.prefix}_timer", core, _keep_time, self)
+
+    def refuse(self, broken: bool) -> None:
+        """Say why a job is not taken."""
+        if broken:
+            raise _broken()
+        if _exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def join(self, core: _rust.ThreadPoolCore) -> None:
+        """Return when all threads of a closed pool have left."""
+        while True:
+            for thread in [*self.workers, self.timer]:
+                if thread is not None:
+                    thread.join()
+            if not core.workers and not any(thread.is_alive() for thread in self.workers):
+                return
+            time.sleep(0.001)  # another thread is about to start one
+
+    def forget(self) -> None:
+        """In the child of a fork: none of the threads exists here."""
+        self.workers.clear()
+        self.timer = None
+
+
+class ThreadPool(_rust.ThreadPool):
+    """Runs jobs on at most `workers` threads, which are started on demand and reused.
+
+    Jobs run in a copy of the context variables of whoever submits them. A coroutine function is run to
+    completion by an event loop that its worker keeps. A job that is over its ``timeout`` fails with
+    `TaskTimeout`, but its thread cannot be stopped: it runs on, and counts as a worker, until the function
+    returns.
+
+    Thread-safe. In the child of a fork the pool starts anew, without the jobs of the parent: those that
+    waited or had a timeout are cancelled there, others that ran never complete there. A pool that nobody
+    refers to any more finishes its jobs, then its threads leave; at the end of the program every pool does.
+
+    Args:
+        workers: the most threads; by default four more than there are CPUs, and at most 32.
+        name: what the names of the threads begin with.
+        initializer: called with `initargs` in each thread before its first job. If it raises, every job fails
+            with `concurrent.futures.thread.BrokenThreadPool`.
+        initargs: see `initializer`.
+
+    Raises:
+        ValueError: `workers` is less than 1.
+        TypeError: `initializer` cannot be called.
+    """
+
+    model: ClassVar[str] = "threads"
+
+    _crew: Crew
+    _core: _rust.ThreadPoolCore
+
+    def __new__(
+        cls,
+        workers: int | None = None,
+        *,
+        name: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> ThreadPool:
+        return _create(cls, workers, name or f"plait-threads-{next(_numbers)}", initializer, initargs, True)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more jobs; with `wait`, return when all are done and every thread has left.
+
+        With `cancel_futures` the jobs that no thread has begun are cancelled. May be called again, from any
+        thread but the pool's own.
+        """
+        self._core.close()
+        if cancel_futures:
+            self.cancel_waiting()
+        if wait:
+            self._crew.join(self._core)
+
+    def _forget_threads(self) -> None:
+        self._crew.forget()
+        self.forget_threads()
+
+
+def _create(
+    cls: type[ThreadPool],
+    workers: int | None,
+    prefix: str,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    is_plait: bool,
+) -> ThreadPool:
+    """A new pool; without `is_plait` it leaves coroutines and contexts alone, as the standard pool does."""
+    if workers is None:
+        workers = default_workers()
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
+    crew = Crew(prefix, initializer, initargs)
+    pool = _rust.ThreadPool.__new__(cls, workers, crew, Future, is_plait, is_plait)
+    pool._crew = crew
+    pool._core = pool.core()
+    _pools.add(pool)
+    if _exiting:
+        pool._core.close()
+    return pool
+
+
+def _start(
+    name: str, core: _rust.ThreadPoolCore, target: Callable[..., None], *args: Any
+) -> threading.Thread:
+    thread = threading.Thread(name=name, target=target, args=(core, *args))
+    # Noted first: whoever ends the program now either finds it here or has been seen by the next line.
+    _threads[thread] = core
+    try:
+        if _exiting and not core.closed:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        thread.start()
+    except BaseException:
+        _threads.pop(thread, None)
+        raise
+    return thread
+
+
+def _work(
+    core: _rust.ThreadPoolCore, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+) -> None:
+    """What a worker thread runs."""
+    runner: asyncio.Runner | None = None
+
+    def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        nonlocal runner
+        import asyncio
+        import contextvars
+
+        if runner is None:
+            runner = asyncio.Runner()
+        return runner.run(coroutine, context=contextvars.copy_context())
+
+    try:
+        if initializer is not None:
+            try:
+                initializer(*initargs)
+            except BaseException:
+                _logger().critical("Exception in initializer:", exc_info=True)
+                core.break_down(_broken())
+                return
+        core.work(run_coroutine)
+    finally:
+        if runner is not None:
+            runner.close()
+        _threads.pop(threading.current_thread(), None)
+
+
+def _keep_time(core: _rust.ThreadPoolCore, crew: Crew) -> None:
+    """What a timer thread runs."""
+    try:
+        core.keep_time(crew.start_worker)
+    finally:
+        _threads.pop(threading.current_thread(), None)
+
+
+def _broken() -> Exception:
+    from concurrent.futures.thread import BrokenThreadPool
+
+    return BrokenThreadPool(_BROKEN)
+
+
+def _logger() -> logging.Logger:
+    return logging.getLogger("concurrent.futures")
+
+
+def _finish() -> None:
+    """At the end of the program, before Python waits for threads: let every pool finish its jobs."""
+    global _exiting
+    _exiting = True
+    for pool in list(_pools):
+        pool._core.close()
+    threads = list(_threads.items())
+    for _, core in threads:
+        core.close()
+    for thread, _ in threads:
+        try:
+            thread.join()
+        except RuntimeError:  # not started yet: Python itself will wait for it
+            continue
+
+
+def _forget_threads() -> None:
+    """In the child of a fork."""
+    _threads.clear()
+    for pool in list(_pools):
+        pool._forget_threads()
+
+
+# Before threads are joined, which `atexit` functions are not; also used by the standard pool.
+threading._register_atexit(_finish)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=_forget_threads)
