@@ -1,0 +1,219 @@
+//! The memory that a pool and one worker share: where everything lies in it, and the types that reach it.
+//!
+//! ```text
+//! 0          Control: headers of the window and of both rings, three bells, the worker's progress
+//! REQUESTS   data of the window, pool -> worker: calls that can be taken back until they are claimed
+//! REPLIES    data of a ring, worker -> pool: answers
+//! RETURNS    data of a ring, pool -> worker: offsets of result pieces that the pool does not use any more
+//! ARENA      results too large for a frame; the worker keeps the books
+//! ```
+#![allow(unsafe_code)]
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use plait_sync::bell::Bell;
+use plait_sync::memory::Memory;
+use plait_sync::{ring, window};
+
+use super::state::JobId;
+use crate::shared_memory::map_largest;
+use crate::sys::mapping::Mapping;
+
+const REQUESTS: usize = 4 << 10;
+const REQUESTS_LENGTH: usize = 256 << 10;
+const REPLIES: usize = 320 << 10;
+const REPLIES_LENGTH: usize = 256 << 10;
+const RETURNS: usize = 640 << 10;
+const RETURNS_LENGTH: usize = 64 << 10;
+/// Where the results' arena starts.
+pub const ARENA: usize = 1 << 20;
+/// Bytes up to this length travel inside a frame; so do all pieces of a frame together.
+pub const INLINE_MOST: usize = 32 << 10;
+
+/// What both sides change by atomics. All zero bytes are a new lane.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Control {
+    requests: window::Header,
+    replies: ring::Header,
+    returns: ring::Header,
+    /// The worker sleeps on this when it has no request.
+    pub worker_bell: Bell,
+    /// The pool's collector announces its sleep here; it is woken through the pool's doorbell.
+    pub pool_bell: Bell,
+    /// The worker sleeps on this when the replies' ring is full.
+    pub room_bell: Bell,
+    /// The number of the job whose function is running, plus one; 0 while there is none.
+    running: AtomicU64,
+    /// When it began, on the monotonic clock.
+    began_ns: AtomicU64,
+}
+
+const _: () = assert!(size_of::<Control>() <= REQUESTS && RETURNS + RETURNS_LENGTH <= ARENA);
+
+/// A lane's memory. Cheap to clone; unmapped when the last clone (and the last lease of a result) is gone.
+#[derive(Debug, Clone)]
+pub struct Lane {
+    mapping: Arc<Mapping>,
+    control: NonNull<Control>,
+}
+
+// SAFETY: `control` points into `mapping`, which is `Send` and kept alive by the lane.
+unsafe impl Send for Lane {}
+// SAFETY: `Control` is changed through atomics only.
+unsafe impl Sync for Lane {}
+
+impl Lane {
+    /// A new lane with room for results of up to `largest` bytes (less where address space is scarce).
+    pub fn create(largest: usize) -> io::Result<Self> {
+        Self::of(map_largest("plait-lane", ARENA, largest)?)
+    }
+
+    /// The lane behind a mapping that came from the pool.
+    pub fn of(mapping: Mapping) -> io::Result<Self> {
+        if mapping.len() <= ARENA {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        // The start of a mapping is aligned to a page.
+        let control = mapping.address(0, size_of::<Control>()).ok_or(io::ErrorKind::InvalidData)?.cast();
+        Ok(Self { mapping: Arc::new(mapping), control })
+    }
+
+    /// The memory itself.
+    pub fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
+    /// What both sides change by atomics.
+    pub fn control(&self) -> &Control {
+        // SAFETY: `of` checked that it lies inside the mapping; any bytes are valid integers for its atomics.
+        unsafe { self.control.as_ref() }
+    }
+
+    /// Worker: the function of `job` begins now.
+    pub fn begin(&self, job: JobId, now_ns: u64) {
+        self.control().began_ns.store(now_ns, Ordering::Relaxed);
+        self.control().running.store(job.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Worker: the answer of the last job is published.
+    pub fn end(&self) {
+        self.control().running.store(0, Ordering::Release);
+    }
+
+    /// Pool: the job whose function is running, and since when.
+    pub fn running(&self) -> Option<(JobId, u64)> {
+        let job = self.control().running.load(Ordering::Acquire).checked_sub(1)?;
+        Some((job, self.control().began_ns.load(Ordering::Relaxed)))
+    }
+
+    /// The window's memory.
+    pub fn requests(&self) -> Requests {
+        Requests(Region { lane: self.clone(), start: REQUESTS, length: REQUESTS_LENGTH })
+    }
+
+    /// The answers' ring.
+    pub fn replies(&self) -> Replies {
+        Replies(Region { lane: self.clone(), start: REPLIES, length: REPLIES_LENGTH })
+    }
+
+    /// The ring of pieces that come back.
+    pub fn returns(&self) -> Returns {
+        Returns(Region { lane: self.clone(), start: RETURNS, length: RETURNS_LENGTH })
+    }
+}
+
+#[derive(Debug)]
+struct Region {
+    lane: Lane,
+    start: usize,
+    length: usize,
+}
+
+impl Region {
+    unsafe fn write_at(&self, at: usize, from: &[u8]) {
+        debug_assert!(at + from.len() <= self.length, "the algorithms stay inside their capacity");
+        self.lane.mapping.copy_in(self.start + at, from);
+    }
+
+    unsafe fn read_at(&self, at: usize, into: &mut [u8]) {
+        debug_assert!(at + into.len() <= self.length, "the algorithms stay inside their capacity");
+        self.lane.mapping.copy_out(self.start + at, into);
+    }
+}
+
+/// Where the pool's calls lie.
+#[derive(Debug)]
+pub struct Requests(Region);
+/// Where the worker's answers lie.
+#[derive(Debug)]
+pub struct Replies(Region);
+/// Where the offsets lie that come back.
+#[derive(Debug)]
+pub struct Returns(Region);
+
+// SAFETY: the length is a constant power of two, and the region keeps the mapping alive.
+unsafe impl Memory for Requests {
+    fn capacity(&self) -> usize {
+        self.0.length
+    }
+    unsafe fn write_at(&self, at: usize, from: &[u8]) {
+        // SAFETY: passed on.
+        unsafe { self.0.write_at(at, from) }
+    }
+    unsafe fn read_at(&self, at: usize, into: &mut [u8]) {
+        // SAFETY: passed on.
+        unsafe { self.0.read_at(at, into) }
+    }
+}
+
+// SAFETY: the length is a constant power of two, and the region keeps the mapping alive.
+unsafe impl Memory for Replies {
+    fn capacity(&self) -> usize {
+        self.0.length
+    }
+    unsafe fn write_at(&self, at: usize, from: &[u8]) {
+        // SAFETY: passed on.
+        unsafe { self.0.write_at(at, from) }
+    }
+    unsafe fn read_at(&self, at: usize, into: &mut [u8]) {
+        // SAFETY: passed on.
+        unsafe { self.0.read_at(at, into) }
+    }
+}
+
+// SAFETY: the length is a constant power of two, and the region keeps the mapping alive.
+unsafe impl Memory for Returns {
+    fn capacity(&self) -> usize {
+        self.0.length
+    }
+    unsafe fn write_at(&self, at: usize, from: &[u8]) {
+        // SAFETY: passed on.
+        unsafe { self.0.write_at(at, from) }
+    }
+    unsafe fn read_at(&self, at: usize, into: &mut [u8]) {
+        // SAFETY: passed on.
+        unsafe { self.0.read_at(at, into) }
+    }
+}
+
+impl window::Window for Requests {
+    fn header(&self) -> &window::Header {
+        &self.0.lane.control().requests
+    }
+}
+
+impl ring::Ring for Replies {
+    fn header(&self) -> &ring::Header {
+        &self.0.lane.control().replies
+    }
+}
+
+impl ring::Ring for Returns {
+    fn header(&self) -> &ring::Header {
+        &self.0.lane.control().returns
+    }
+}

@@ -1,0 +1,313 @@
+//! The pool's end of one worker's lane: sends calls, takes them back, reads answers, keeps what is lent.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use plait_sync::{ring, window};
+
+use super::lane::{ARENA, Lane, Replies, Requests, Returns};
+use super::protocol::{Piece, Reply, Request, Status};
+use super::state::JobId;
+use super::worker::Bytes;
+use crate::shared_memory::{Block, GiveBack, Lease};
+use crate::sys::{futex, process};
+
+/// A function as it is sent to workers, once to each.
+pub struct Function {
+    pub(super) number: u64,
+    pub(super) definition: Payload,
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Function").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+/// Bytes on their way to a worker: small ones travel in the frame.
+#[derive(Debug, Clone)]
+pub enum Payload {
+    /// In the frame.
+    Inline(Vec<u8>),
+    /// In the arguments' memory.
+    Shared(Arc<Block>),
+}
+
+/// One call.
+#[derive(Debug)]
+pub struct Job {
+    /// What to run.
+    pub function: Arc<Function>,
+    /// Its pickled arguments.
+    pub arguments: Payload,
+    /// Their out-of-band buffers.
+    pub buffers: Vec<Payload>,
+    /// How long it may run.
+    pub timeout: Option<Duration>,
+    /// How often it is run again if it fails.
+    pub retries: u32,
+}
+
+/// What one call put into a lane, in case it is taken back.
+struct Sent {
+    job: JobId,
+    /// The function that this call defined to the worker.
+    defined: Option<u64>,
+    blocks: Vec<u64>,
+}
+
+/// Tells a worker which of its results are not used any more.
+struct Returner {
+    owner: u32,
+    ring: Mutex<(ring::Producer<Returns>, VecDeque<u64>)>,
+}
+
+impl GiveBack for Returner {
+    fn give_back(&self, offset: u64) {
+        // A fork of the pool's process shares the ring but must not write to it.
+        if process::id() != self.owner {
+            return;
+        }
+        let mut guard = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ring, waiting) = &mut *guard;
+        waiting.push_back(offset);
+        while let Some(offset) = waiting.front() {
+            // What does not fit waits for the next one; a corrupt ring belongs to a worker that is being ended.
+            if ring.push(&[&offset.to_le_bytes()]).is_err() {
+                break;
+            }
+            waiting.pop_front();
+        }
+    }
+}
+
+/// What a worker has said, with its bytes taken out of the ring.
+#[derive(Debug)]
+pub(super) enum Said {
+    Ready,
+    Unusable(String),
+    Answer { job: JobId, status: Status, run_ns: u64, payload: Bytes, buffers: Vec<Bytes> },
+}
+
+/// The worker has written what no correct worker writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Corrupt;
+
+/// The pool's end of one worker's lane.
+pub(super) struct Link {
+    lane: Lane,
+    requests: window::Producer<Requests>,
+    replies: ring::Consumer<Replies>,
+    returner: Arc<Returner>,
+    sent: VecDeque<Sent>,
+    /// Pieces of the arguments' memory that the worker may be using.
+    lent: HashMap<u64, Arc<Block>>,
+    /// Functions that were defined to this worker.
+    known: HashSet<u64>,
+    process: Option<(u32, OwnedFd)>,
+    /// To be ended, as soon as there is a process to end.
+    condemned: bool,
+}
+
+impl Link {
+    /// A lane of its own for a worker whose results take up to `largest` bytes.
+    pub(super) fn new(largest: usize) -> io::Result<Self> {
+        let lane = Lane::create(largest)?;
+        let ring = Mutex::new((ring::Producer::new(lane.returns()), VecDeque::new()));
+        Ok(Self {
+            requests: window::Producer::new(lane.requests()),
+            replies: ring::Consumer::new(lane.replies()),
+            returner: Arc::new(Returner { owner: process::id(), ring }),
+            sent: VecDeque::new(),
+            lent: HashMap::new(),
+            known: HashSet::new(),
+            process: None,
+            condemned: false,
+            lane,
+        })
+    }
+
+    /// What the worker has to be given to reach the lane.
+    pub(super) fn memory(&self) -> BorrowedFd<'_> {
+        self.lane.mapping().as_fd()
+    }
+
+    /// The worker's process id; 0 before it has started.
+    pub(super) fn pid(&self) -> u32 {
+        self.process.as_ref().map_or(0, |&(pid, _)| pid)
+    }
+
+    /// The worker runs as process `pid`.
+    pub(super) fn started(&mut self, pid: u32, pidfd: OwnedFd) {
+        self.process = Some((pid, pidfd));
+        if self.condemned {
+            self.kill();
+        }
+    }
+
+    /// Ends the worker's process, now or as soon as it is known which.
+    pub(super) fn kill(&mut self) {
+        self.condemned = true;
+        if let Some((_, pidfd)) = &self.process {
+            // If the kernel refuses, the worker is not ours to end; its end is still reported by the zygote.
+            let _ = process::kill(pidfd);
+        }
+    }
+
+    /// The job whose function is running, and since when on the monotonic clock.
+    pub(super) fn running(&self) -> Option<(JobId, u64)> {
+        self.lane.running()
+    }
+
+    /// Puts a call into the window; false if there is no room.
+    pub(super) fn send(&mut self, id: JobId, job: &Job, scratch: &mut Vec<u8>) -> bool {
+        let defines = !self.known.contains(&job.function.number);
+        let Some(blocks) = lend(job, defines) else { return false };
+        let mut lent = blocks.iter();
+        let mut piece = |payload| match payload {
+            &Payload::Inline(ref bytes) => Piece::Inline(bytes),
+            Payload::Shared(_) => lent.next().map_or(Piece::Inline(&[]), |block| Piece::Shared {
+                offset: block.offset(),
+                length: block.len() as u64,
+            }),
+        };
+        let request = Request::Call {
+            job: id,
+            function: job.function.number,
+            definition: defines.then(|| piece(&job.function.definition)),
+            arguments: piece(&job.arguments),
+            buffers: job.buffers.iter().map(&mut piece).collect(),
+        };
+        if !self.publish(&request, scratch) {
+            return false;
+        }
+        self.sent.push_back(Sent {
+            job: id,
+            defined: defines.then_some(job.function.number),
+            blocks: blocks.iter().map(|block| block.offset()).collect(),
+        });
+        self.known.insert(job.function.number);
+        self.lent.extend(blocks.into_iter().map(|block| (block.offset(), block)));
+        true
+    }
+
+    /// Tells the worker to leave when it has done what it was sent; false if there is no room to say so.
+    pub(super) fn stop(&mut self, scratch: &mut Vec<u8>) -> bool {
+        self.publish(&Request::Stop, scratch)
+    }
+
+    fn publish(&mut self, request: &Request<'_>, scratch: &mut Vec<u8>) -> bool {
+        scratch.clear();
+        request.encode(scratch);
+        if self.requests.publish(&[scratch]).is_err() {
+            return false;
+        }
+        let bell = &self.lane.control().worker_bell;
+        if bell.must_ring() {
+            futex::wake_one(bell.word());
+        }
+        true
+    }
+
+    /// Takes back up to `count` calls that the worker has not claimed; how many it got.
+    pub(super) fn revoke(&mut self, count: usize) -> Result<usize, Corrupt> {
+        let revoked = self.requests.revoke(count).map_err(|window::Corrupt| Corrupt)?;
+        for _ in 0..revoked {
+            let Some(sent) = self.sent.pop_back() else { break };
+            if let Some(function) = sent.defined {
+                self.known.remove(&function);
+            }
+            for offset in sent.blocks {
+                self.lent.remove(&offset);
+            }
+        }
+        Ok(revoked)
+    }
+
+    /// Whether the worker has said something that was not heard.
+    pub(super) fn has_reply(&self) -> bool {
+        self.replies.has_frame()
+    }
+
+    /// Announces that the pool is about to sleep; look at [`Self::has_reply`] once more after this.
+    pub(super) fn announce_sleep(&self) {
+        self.lane.control().pool_bell.announce();
+    }
+
+    /// The pool is awake.
+    pub(super) fn withdraw_sleep(&self) {
+        self.lane.control().pool_bell.withdraw();
+    }
+
+    /// The next thing the worker has said; `None` if there is nothing.
+    pub(super) fn hear(&mut self, frame: &mut Vec<u8>) -> Result<Option<Said>, Corrupt> {
+        while self.replies.pop(frame).map_err(|ring::Corrupt| Corrupt)? {
+            let room = &self.lane.control().room_bell;
+            if room.must_ring() {
+                futex::wake_one(room.word());
+            }
+            match Reply::decode(frame).map_err(|_| Corrupt)? {
+                Reply::Ready => return Ok(Some(Said::Ready)),
+                Reply::Unusable { text } => {
+                    let text = match text {
+                        Piece::Inline(text) => String::from_utf8_lossy(text).into_owned(),
+                        Piece::Shared { .. } => return Err(Corrupt),
+                    };
+                    return Ok(Some(Said::Unusable(text)));
+                }
+                Reply::Released { released } => self.release(&released),
+                Reply::Answer { job, status, run_ns, payload, buffers, released } => {
+                    self.release(&released);
+                    // Calls are answered in the order they were sent.
+                    if self.sent.pop_front().is_none_or(|sent| sent.job != job) {
+                        return Err(Corrupt);
+                    }
+                    let payload = self.bytes(payload)?;
+                    let buffers = buffers.into_iter().map(|piece| self.bytes(piece)).collect::<Result<_, _>>()?;
+                    return Ok(Some(Said::Answer { job, status, run_ns, payload, buffers }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn release(&mut self, released: &[u64]) {
+        for offset in released {
+            self.lent.remove(offset);
+        }
+    }
+
+    fn bytes(&self, piece: Piece<'_>) -> Result<Bytes, Corrupt> {
+        match piece {
+            Piece::Inline(bytes) => Ok(Bytes::Inline(bytes.to_vec())),
+            Piece::Shared { offset, length } => {
+                let owner = Arc::clone(&self.returner) as Arc<dyn GiveBack>;
+                // Only the arena may be leased: the control area and the rings stay ours.
+                if offset < ARENA as u64 {
+                    return Err(Corrupt);
+                }
+                Lease::new(self.lane.mapping(), offset, length, owner).map(Bytes::Shared).ok_or(Corrupt)
+            }
+        }
+    }
+}
+
+/// The blocks that a call takes along, in the order of its pieces; `None` if there is no room for copies.
+fn lend(job: &Job, defines: bool) -> Option<Vec<Arc<Block>>> {
+    let definition = defines.then_some((&job.function.definition, false));
+    // A job that may run again must find its arguments as they were: the worker gets copies to write on.
+    let private = job.retries > 0;
+    let arguments = std::iter::once(&job.arguments).chain(&job.buffers).map(|payload| (payload, private));
+    let pieces = definition.into_iter().chain(arguments);
+    pieces
+        .filter_map(|(payload, private)| match payload {
+            Payload::Inline(_) => None,
+            Payload::Shared(block) if private => Some(block.duplicate().map(Arc::new)),
+            Payload::Shared(block) => Some(Some(Arc::clone(block))),
+        })
+        .collect()
+}

@@ -1,0 +1,436 @@
+//! What a process pool does next: `supervise(event)` gives actions. Plain data; no clock, no process, no thread.
+//!
+//! It knows jobs and workers by number only. Every job that is submitted ends in exactly one of `Deliver`, `Lose`
+//! and `Cancel`; the property test in `tests/supervisor.rs` drives it through random lives and deaths to hold it to that.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+/// A job's number, never used twice in a pool.
+pub type JobId = u64;
+/// A worker's number, never used twice in a pool.
+pub type WorkerId = u64;
+
+/// So many workers in a row may end before they were ready until the pool gives up.
+const MOST_FAILED_STARTS: u32 = 3;
+/// A worker is sent so much work ahead, judged by what its last jobs took; what it has not begun can be taken back.
+const AHEAD_NS: f64 = 400_000.0;
+/// The most jobs that one worker is sent ahead.
+const MOST_AHEAD: f64 = 96.0;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A new job, to be run again up to `retries` times if it fails.
+    Submitted { job: JobId, retries: u32 },
+    /// The worker has started and takes jobs.
+    Ready { worker: WorkerId },
+    /// The worker has run the job: it took `run_ns`, and `failed` says whether it raised.
+    Answered { worker: WorkerId, job: JobId, failed: bool, run_ns: u64 },
+    /// The job's future was cancelled before the job was sent.
+    Withdrawn { worker: WorkerId, job: JobId },
+    /// The job could not be sent: the worker's window is full.
+    NoRoom { worker: WorkerId, job: JobId },
+    /// The last `count` jobs that were sent to the worker were taken back.
+    Revoked { worker: WorkerId, count: usize },
+    /// The worker's process has ended; `begun` is the job it was running.
+    Gone { worker: WorkerId, begun: Option<JobId> },
+    /// The job that the worker is running has used up its time.
+    Overdue { worker: WorkerId, job: JobId },
+    /// The worker has written what no correct worker writes.
+    Corrupt { worker: WorkerId },
+    /// The workers cannot be used at all (their initializer failed).
+    Unusable,
+    /// No more jobs come; with `cancel`, those that have not been sent are dropped.
+    ShutDown { cancel: bool },
+    /// Everything ends now, whatever it is doing.
+    Terminate,
+}
+
+/// Why a job is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Its worker's process ended while it ran.
+    Died,
+    /// It used up its time, and its worker was ended for it.
+    Overdue,
+    /// Workers cannot be started, or their initializer failed.
+    Unusable,
+    /// The pool was terminated while it ran.
+    Terminated,
+    /// Its arguments do not fit into a worker's window, or there is no memory for them.
+    TooLarge,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Start a process for this worker. Jobs may be sent to it at once.
+    Spawn { worker: WorkerId },
+    /// Put the job into the worker's window.
+    Send { worker: WorkerId, job: JobId },
+    /// Take back up to `count` jobs and report how many in [`Event::Revoked`].
+    Revoke { worker: WorkerId, count: usize },
+    /// Tell the worker to leave when its window is empty.
+    Stop { worker: WorkerId },
+    /// End the worker's process.
+    Kill { worker: WorkerId },
+    /// The job's answer is its outcome.
+    Deliver { job: JobId },
+    /// The job's answer is a failure that is not its last: forget it, the job runs again.
+    Discard { job: JobId },
+    /// The job fails; `worker` is the one it was lost with.
+    Lose { job: JobId, worker: Option<WorkerId>, cause: Cause },
+    /// The job never ran and never will.
+    Cancel { job: JobId },
+    /// Every job has ended and every worker is gone: the pool is closed.
+    Close,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Phase {
+    Running,
+    Draining,
+    Terminated,
+    Closed,
+}
+
+#[derive(Debug)]
+struct Worker {
+    ready: bool,
+    stopping: bool,
+    full: bool,
+    condemned: Option<Cause>,
+    /// Sent and not answered, in order.
+    queue: VecDeque<JobId>,
+    /// What its jobs took lately, if it has answered one.
+    run_ns: Option<f64>,
+}
+
+impl Worker {
+    fn takes_jobs(&self) -> bool {
+        !self.stopping && !self.full && self.condemned.is_none()
+    }
+
+    fn depth(&self) -> usize {
+        self.run_ns.map_or(2, |run_ns| 1 + (AHEAD_NS / run_ns.max(1.0)).clamp(1.0, MOST_AHEAD) as usize)
+    }
+}
+
+/// The state of a pool.
+#[derive(Debug)]
+pub struct Supervisor {
+    most_workers: usize,
+    workers: BTreeMap<WorkerId, Worker>,
+    /// The retries left of every job that has not ended.
+    jobs: HashMap<JobId, u32>,
+    /// Not sent to any worker, in order.
+    pending: VecDeque<JobId>,
+    next_worker: WorkerId,
+    failed_starts: u32,
+    unusable: bool,
+    phase: Phase,
+}
+
+impl Supervisor {
+    /// A pool of up to `most_workers` workers, none of which exists yet.
+    pub fn new(most_workers: usize) -> Self {
+        Self {
+            most_workers,
+            workers: BTreeMap::new(),
+            jobs: HashMap::new(),
+            pending: VecDeque::new(),
+            next_worker: 0,
+            failed_starts: 0,
+            unusable: false,
+            phase: Phase::Running,
+        }
+    }
+
+    /// Whether new jobs are taken.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Running && !self.unusable
+    }
+
+    /// Whether the pool can never run a job again because its workers cannot be used.
+    pub fn is_unusable(&self) -> bool {
+        self.unusable
+    }
+
+    /// Jobs that have not ended.
+    pub fn jobs(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Jobs that no worker has been sent.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Workers whose processes have not ended.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// The job that the worker runs or will run next.
+    pub fn front(&self, worker: WorkerId) -> Option<JobId> {
+        self.workers.get(&worker)?.queue.front().copied()
+    }
+
+    /// Whether the worker is being ended.
+    pub fn is_condemned(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_some_and(|worker| worker.condemned.is_some())
+    }
+
+    /// What to do about `event`, appended to `actions`.
+    pub fn supervise(&mut self, event: Event, actions: &mut Vec<Action>) {
+        match event {
+            Event::Submitted { job, retries } => {
+                self.jobs.insert(job, retries);
+                self.pending.push_back(job);
+                self.dispatch(actions);
+            }
+            Event::Ready { worker } => {
+                if let Some(worker) = self.workers.get_mut(&worker) {
+                    worker.ready = true;
+                    self.failed_starts = 0;
+                }
+                self.settle(actions);
+            }
+            Event::Answered { worker, job, failed, run_ns } => self.answered(worker, job, failed, run_ns, actions),
+            Event::Withdrawn { worker, job } => {
+                if self.take_from(worker, job) {
+                    self.jobs.remove(&job);
+                    actions.push(Action::Cancel { job });
+                }
+                self.settle(actions);
+            }
+            Event::NoRoom { worker, job } => {
+                if self.take_from(worker, job) {
+                    self.pending.push_front(job);
+                }
+                match self.workers.get_mut(&worker) {
+                    // There will be room when the worker has answered something.
+                    Some(worker) if !worker.queue.is_empty() => worker.full = true,
+                    // There never will be.
+                    _ => {
+                        self.pending.retain(|&pending| pending != job);
+                        self.jobs.remove(&job);
+                        actions.push(Action::Lose { job, worker: None, cause: Cause::TooLarge });
+                    }
+                }
+                self.settle(actions);
+            }
+            Event::Revoked { worker, count } => {
+                if let Some(worker) = self.workers.get_mut(&worker) {
+                    for _ in 0..count {
+                        self.pending.extend(worker.queue.pop_back());
+                        self.pending.rotate_right(1);
+                    }
+                }
+                self.dispatch(actions);
+            }
+            Event::Gone { worker, begun } => self.gone(worker, begun, actions),
+            Event::Overdue { worker, job } => {
+                if self.front(worker) == Some(job) {
+                    self.condemn(worker, Cause::Overdue, actions);
+                }
+            }
+            Event::Corrupt { worker } => self.condemn(worker, Cause::Died, actions),
+            Event::Unusable => {
+                self.give_up(actions);
+                let workers: Vec<_> = self.workers.keys().copied().collect();
+                workers.into_iter().for_each(|worker| self.condemn(worker, Cause::Unusable, actions));
+                self.settle(actions);
+            }
+            Event::ShutDown { cancel } => {
+                if self.phase == Phase::Running {
+                    self.phase = Phase::Draining;
+                }
+                if cancel {
+                    self.cancel_pending(actions);
+                }
+                self.settle(actions);
+            }
+            Event::Terminate => {
+                if self.phase < Phase::Terminated {
+                    self.phase = Phase::Terminated;
+                }
+                self.cancel_pending(actions);
+                let workers: Vec<_> = self.workers.keys().copied().collect();
+                workers.into_iter().for_each(|worker| self.condemn(worker, Cause::Terminated, actions));
+                self.settle(actions);
+            }
+        }
+    }
+
+    fn answered(&mut self, worker: WorkerId, job: JobId, failed: bool, run_ns: u64, actions: &mut Vec<Action>) {
+        if !self.take_from(worker, job) {
+            return;
+        }
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.full = false;
+            let sample = run_ns as f64;
+            worker.run_ns = Some(worker.run_ns.map_or(sample, |mean| mean + (sample - mean) / 8.0));
+        }
+        if failed && self.may_run_again(job) {
+            self.pending.push_back(job);
+            actions.push(Action::Discard { job });
+        } else {
+            self.jobs.remove(&job);
+            actions.push(Action::Deliver { job });
+        }
+        self.settle(actions);
+    }
+
+    fn gone(&mut self, id: WorkerId, begun: Option<JobId>, actions: &mut Vec<Action>) {
+        let Some(mut worker) = self.workers.remove(&id) else { return };
+        if !worker.ready && worker.condemned.is_none() {
+            self.failed_starts += 1;
+        }
+        if let Some(job) = begun
+            && let Some(at) = worker.queue.iter().position(|&queued| queued == job)
+        {
+            worker.queue.remove(at);
+            let cause = worker.condemned.unwrap_or(Cause::Died);
+            if matches!(cause, Cause::Died | Cause::Overdue) && self.may_run_again(job) {
+                self.pending.push_back(job);
+            } else {
+                self.jobs.remove(&job);
+                actions.push(Action::Lose { job, worker: Some(id), cause });
+            }
+        }
+        // Jobs that it had not begun were not touched: they go first.
+        while let Some(job) = worker.queue.pop_back() {
+            self.pending.push_front(job);
+        }
+        if self.failed_starts >= MOST_FAILED_STARTS {
+            self.unusable = true;
+        }
+        if self.unusable {
+            self.give_up(actions);
+        }
+        if self.phase == Phase::Terminated {
+            self.cancel_pending(actions);
+        }
+        self.settle(actions);
+    }
+
+    /// After anything that may have freed a worker: send more, even out, leave if all is done.
+    fn settle(&mut self, actions: &mut Vec<Action>) {
+        self.dispatch(actions);
+        self.even_out(actions);
+        if self.phase >= Phase::Draining && self.jobs.is_empty() {
+            for (&id, worker) in &mut self.workers {
+                if !worker.stopping && worker.condemned.is_none() {
+                    worker.stopping = true;
+                    actions.push(Action::Stop { worker: id });
+                }
+            }
+            if self.workers.is_empty() && self.phase < Phase::Closed {
+                self.phase = Phase::Closed;
+                actions.push(Action::Close);
+            }
+        }
+    }
+
+    fn dispatch(&mut self, actions: &mut Vec<Action>) {
+        if self.unusable || self.phase >= Phase::Terminated {
+            return;
+        }
+        while !self.pending.is_empty() {
+            let best = self
+                .workers
+                .iter()
+                .filter(|(_, worker)| worker.takes_jobs() && worker.queue.len() < worker.depth())
+                .min_by_key(|(_, worker)| (worker.queue.len(), !worker.ready))
+                .map(|(&id, worker)| (id, worker.queue.is_empty()));
+            let id = match best {
+                Some((id, idle)) if idle || self.workers.len() >= self.most_workers => id,
+                _ if self.workers.len() < self.most_workers => self.spawn(actions),
+                _ => return,
+            };
+            if let (Some(worker), Some(job)) = (self.workers.get_mut(&id), self.pending.pop_front()) {
+                worker.queue.push_back(job);
+                actions.push(Action::Send { worker: id, job });
+            }
+        }
+    }
+
+    fn spawn(&mut self, actions: &mut Vec<Action>) -> WorkerId {
+        let id = self.next_worker;
+        self.next_worker += 1;
+        let worker = Worker {
+            ready: false,
+            stopping: false,
+            full: false,
+            condemned: None,
+            queue: VecDeque::new(),
+            run_ns: None,
+        };
+        self.workers.insert(id, worker);
+        actions.push(Action::Spawn { worker: id });
+        id
+    }
+
+    /// If nothing is pending and a worker is idle while another has jobs waiting behind the one it runs, takes half
+    /// of them back.
+    fn even_out(&mut self, actions: &mut Vec<Action>) {
+        if !self.pending.is_empty() || self.phase >= Phase::Terminated {
+            return;
+        }
+        let idle = self.workers.values().any(|worker| worker.ready && worker.queue.is_empty() && worker.takes_jobs());
+        if !idle && self.workers.len() >= self.most_workers {
+            return;
+        }
+        let busiest = self.workers.iter().max_by_key(|(_, worker)| worker.queue.len());
+        if let Some((&id, worker)) = busiest
+            && worker.queue.len() >= 2
+            && worker.condemned.is_none()
+        {
+            actions.push(Action::Revoke { worker: id, count: worker.queue.len() / 2 });
+        }
+    }
+
+    fn condemn(&mut self, id: WorkerId, cause: Cause, actions: &mut Vec<Action>) {
+        if let Some(worker) = self.workers.get_mut(&id)
+            && worker.condemned.is_none()
+        {
+            worker.condemned = Some(cause);
+            actions.push(Action::Kill { worker: id });
+        }
+    }
+
+    fn give_up(&mut self, actions: &mut Vec<Action>) {
+        self.unusable = true;
+        for job in self.pending.drain(..) {
+            self.jobs.remove(&job);
+            actions.push(Action::Lose { job, worker: None, cause: Cause::Unusable });
+        }
+    }
+
+    fn cancel_pending(&mut self, actions: &mut Vec<Action>) {
+        for job in self.pending.drain(..) {
+            self.jobs.remove(&job);
+            actions.push(Action::Cancel { job });
+        }
+    }
+
+    /// Uses up one retry, if there is one.
+    fn may_run_again(&mut self, job: JobId) -> bool {
+        match self.jobs.get_mut(&job) {
+            Some(retries) if *retries > 0 && self.phase < Phase::Terminated => {
+                *retries -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn take_from(&mut self, worker: WorkerId, job: JobId) -> bool {
+        let Some(worker) = self.workers.get_mut(&worker) else { return false };
+        // Answers come in order, so this is the front but for withdrawn jobs.
+        let Some(at) = worker.queue.iter().position(|&queued| queued == job) else { return false };
+        worker.queue.remove(at);
+        true
+    }
+}

@@ -1,0 +1,239 @@
+//! A worker's end of its lane: waits for calls, answers them, and tells which memory it does not use any more.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use plait_sync::{ring, window};
+
+use super::lane::{ARENA, INLINE_MOST, Lane, Replies, Requests, Returns};
+use super::protocol::{Piece, Reply, Request, Status};
+use super::state::JobId;
+use crate::shared_memory::{Arena, GiveBack, Lease};
+use crate::sys::clock::monotonic_ns;
+use crate::sys::doorbell::Doorbell;
+use crate::sys::futex;
+use crate::sys::mapping::Mapping;
+
+/// How often a worker without work looks again before it sleeps: about as long as a wake-up would take.
+const SPINS: u32 = 1 << 9;
+
+/// Bytes of a call: in the frame, or in memory that is given back when the lease is dropped.
+#[derive(Debug)]
+pub enum Bytes {
+    /// From the frame.
+    Inline(Vec<u8>),
+    /// In shared memory, to be used in place.
+    Shared(Lease),
+}
+
+/// What a worker is to do.
+#[derive(Debug)]
+pub enum Call {
+    /// Run a function.
+    Run { job: JobId, function: u64, definition: Option<Bytes>, arguments: Bytes, buffers: Vec<Bytes> },
+    /// Leave.
+    Stop,
+}
+
+/// Pieces of the arguments' memory that this worker does not use any more, until the pool is told.
+#[derive(Debug, Default)]
+struct Released(Mutex<Vec<u64>>);
+
+impl GiveBack for Released {
+    fn give_back(&self, offset: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(offset);
+    }
+}
+
+impl Released {
+    fn take(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A worker's end of its lane. Used by one thread.
+#[derive(Debug)]
+pub struct Worker {
+    lane: Lane,
+    requests: window::Consumer<Requests>,
+    replies: ring::Producer<Replies>,
+    returns: ring::Consumer<Returns>,
+    results: Arc<Arena>,
+    arguments: Arc<Mapping>,
+    doorbell: Doorbell,
+    released: Arc<Released>,
+    frame: Vec<u8>,
+    began_ns: u64,
+}
+
+impl Worker {
+    /// The worker's end of `lane`; calls' large buffers lie in `arguments`, and `doorbell` wakes the pool.
+    pub fn new(lane: Mapping, arguments: Mapping, doorbell: Doorbell) -> io::Result<Self> {
+        let lane = Lane::of(lane)?;
+        Ok(Self {
+            requests: window::Consumer::new(lane.requests()),
+            replies: ring::Producer::new(lane.replies()),
+            returns: ring::Consumer::new(lane.returns()),
+            results: Arc::new(Arena::new(Arc::clone(lane.mapping()), ARENA as u64)),
+            arguments: Arc::new(arguments),
+            doorbell,
+            released: Arc::default(),
+            frame: Vec::new(),
+            began_ns: 0,
+            lane,
+        })
+    }
+
+    /// Whether [`Self::take`] would return at once.
+    pub fn has_call(&self) -> bool {
+        self.requests.has_frame()
+    }
+
+    /// Returns when there is a call: looks again for a moment, then sleeps.
+    pub fn wait(&mut self) -> io::Result<()> {
+        for _ in 0..SPINS {
+            if self.has_call() {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        let released = self.released.take();
+        if !released.is_empty() {
+            self.push(&Reply::Released { released })?;
+        }
+        let bell = &self.lane.control().worker_bell;
+        while !self.has_call() {
+            bell.announce();
+            if !self.has_call() {
+                futex::wait(bell.word(), plait_sync::bell::ASLEEP, None);
+            }
+            bell.withdraw();
+        }
+        Ok(())
+    }
+
+    /// Claims the oldest call and marks it as begun; `None` if there is none.
+    pub fn take(&mut self) -> io::Result<Option<Call>> {
+        let Some(claim) = self.requests.claim() else { return Ok(None) };
+        claim.read(&mut self.frame).map_err(|_| io::ErrorKind::InvalidData)?;
+        let request = Request::decode(&self.frame).map_err(|_| io::ErrorKind::InvalidData)?;
+        let Request::Call { job, function, definition, arguments, buffers } = request else {
+            return Ok(Some(Call::Stop));
+        };
+        let bytes = |piece: Piece<'_>| match piece {
+            Piece::Inline(bytes) => Ok(Bytes::Inline(bytes.to_vec())),
+            Piece::Shared { offset, length } => {
+                let owner = Arc::clone(&self.released) as Arc<dyn GiveBack>;
+                Lease::new(&self.arguments, offset, length, owner)
+                    .map(Bytes::Shared)
+                    .ok_or(io::Error::from(io::ErrorKind::InvalidData))
+            }
+        };
+        let call = Call::Run {
+            job,
+            function,
+            definition: definition.map(bytes).transpose()?,
+            arguments: bytes(arguments)?,
+            buffers: buffers.into_iter().map(bytes).collect::<io::Result<_>>()?,
+        };
+        self.began_ns = monotonic_ns();
+        self.lane.begin(job, self.began_ns);
+        Ok(Some(call))
+    }
+
+    /// Tells the pool that this worker takes jobs.
+    pub fn ready(&mut self) -> io::Result<()> {
+        self.push(&Reply::Ready)
+    }
+
+    /// Tells the pool that no worker can be used; `text` is the traceback of the initializer.
+    pub fn unusable(&mut self, text: &[u8]) -> io::Result<()> {
+        let text = &text[..text.len().min(INLINE_MOST)];
+        self.push(&Reply::Unusable { text: Piece::Inline(text) })
+    }
+
+    /// Publishes the answer of `job`. An error of kind `OutOfMemory` means that it was not published for lack of room
+    /// in shared memory; every other one that the pool cannot be reached.
+    pub fn answer(&mut self, job: JobId, status: Status, payload: &[u8], buffers: &[&[u8]]) -> io::Result<()> {
+        let run_ns = monotonic_ns().saturating_sub(self.began_ns);
+        self.collect_returns()?;
+        let mut room = INLINE_MOST;
+        let mut stored = Vec::new();
+        let results = Arc::clone(&self.results);
+        let mut place = |bytes: &[u8]| -> io::Result<Option<(u64, u64)>> {
+            if bytes.len() <= room {
+                room -= bytes.len();
+                return Ok(None);
+            }
+            let offset = results.allocate(bytes.len()).ok_or(io::ErrorKind::OutOfMemory)?;
+            stored.push(offset);
+            results.mapping().copy_in(offset as usize, bytes);
+            Ok(Some((offset, bytes.len() as u64)))
+        };
+        let placed: io::Result<Vec<_>> = std::iter::once(payload).chain(buffers.iter().copied()).map(&mut place).collect();
+        let placed = match placed {
+            Ok(placed) => placed,
+            Err(error) => {
+                stored.iter().for_each(|&offset| drop(self.results.release(offset)));
+                return Err(error);
+            }
+        };
+        let piece = |bytes, place: &Option<(u64, u64)>| match *place {
+            None => Piece::Inline(bytes),
+            Some((offset, length)) => Piece::Shared { offset, length },
+        };
+        let reply = Reply::Answer {
+            job,
+            status,
+            run_ns,
+            payload: piece(payload, &placed[0]),
+            buffers: buffers.iter().zip(&placed[1..]).map(|(bytes, place)| piece(bytes, place)).collect(),
+            released: self.released.take(),
+        };
+        self.push(&reply)?;
+        self.lane.end();
+        Ok(())
+    }
+
+    /// Frees the pieces of results that the pool does not use any more.
+    fn collect_returns(&mut self) -> io::Result<()> {
+        while self.returns.has_frame() {
+            if !self.returns.pop(&mut self.frame).map_err(|_| io::ErrorKind::InvalidData)? {
+                break;
+            }
+            if let Ok(offset) = self.frame[..].try_into() {
+                self.results.release(u64::from_le_bytes(offset));
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes one frame, waiting for room, and wakes the pool if it sleeps.
+    fn push(&mut self, reply: &Reply<'_>) -> io::Result<()> {
+        self.frame.clear();
+        reply.encode(&mut self.frame);
+        loop {
+            match self.replies.push(&[&self.frame]) {
+                Ok(()) => break,
+                Err(ring::PushError::Full) => {
+                    let bell = &self.lane.control().room_bell;
+                    bell.announce();
+                    // A second look, after the announcement: the pool may have made room just before.
+                    let pushed = self.replies.push(&[&self.frame]);
+                    if pushed == Err(ring::PushError::Full) {
+                        futex::wait(bell.word(), plait_sync::bell::ASLEEP, None);
+                    }
+                    bell.withdraw();
+                    if pushed.is_ok() {
+                        break;
+                    }
+                }
+                Err(_) => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+        if self.lane.control().pool_bell.must_ring() {
+            self.doorbell.ring()?;
+        }
+        Ok(())
+    }
+}

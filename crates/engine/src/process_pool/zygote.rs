@@ -1,0 +1,117 @@
+//! The link to the zygote: the process that workers are forked from, and what is said on it.
+//!
+//! To the zygote: `CONFIGURE` (one descriptor: the configuration's bytes) once, then `SPAWN worker` (three descriptors:
+//! lane, arguments, doorbell). From it: `STARTED worker pid` (one descriptor: a pidfd), `EXITED worker pid status` (as
+//! `wait` gives it), `FAILED worker errno` (it could not fork). The end of the link on either side ends the other.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Child;
+
+use super::state::WorkerId;
+use crate::sys::channel::Channel;
+use crate::sys::mapping::Mapping;
+use crate::sys::process;
+
+const CONFIGURE: u8 = b'C';
+const SPAWN: u8 = b'S';
+const STARTED: u8 = b'+';
+const EXITED: u8 = b'-';
+const FAILED: u8 = b'!';
+
+/// How to start a zygote.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The program and its arguments. Its standard input will be the link.
+    pub command: Vec<OsString>,
+    /// Handed to it as it is.
+    pub configuration: Vec<u8>,
+}
+
+/// What the zygote reports.
+#[derive(Debug)]
+pub enum Report {
+    /// The worker runs.
+    Started { worker: WorkerId, pid: u32, pidfd: OwnedFd },
+    /// The worker has ended, with this status as `wait` gives it.
+    Exited { worker: WorkerId, pid: u32, status: i32 },
+    /// The worker could not be forked.
+    Failed { worker: WorkerId, errno: i32 },
+}
+
+/// A running zygote.
+#[derive(Debug)]
+pub struct Zygote {
+    channel: Channel,
+    child: Child,
+}
+
+impl Zygote {
+    /// Starts one.
+    pub fn start(launch: &Launch) -> io::Result<Self> {
+        let (channel, theirs) = Channel::pair()?;
+        let configuration = Mapping::create("plait-configuration", launch.configuration.len().max(1))?;
+        configuration.copy_in(0, &launch.configuration);
+        let child = process::start(&launch.command, theirs)?;
+        let zygote = Self { channel, child };
+        zygote.channel.send(&[CONFIGURE], &[configuration.as_fd()])?;
+        Ok(zygote)
+    }
+
+    /// Asks for a worker; the answer is a [`Report`].
+    pub fn spawn(
+        &self,
+        worker: WorkerId,
+        lane: BorrowedFd<'_>,
+        arguments: BorrowedFd<'_>,
+        doorbell: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let mut message = vec![SPAWN];
+        message.extend_from_slice(&worker.to_le_bytes());
+        self.channel.send(&message, &[lane, arguments, doorbell])
+    }
+
+    /// The next report, if there is one; an error if the zygote is gone.
+    pub fn report(&self) -> io::Result<Option<Report>> {
+        let Some(mut message) = self.channel.try_receive()? else { return Ok(None) };
+        let mut rest = &message.bytes[..];
+        let kind = *rest.split_off_first().ok_or(io::ErrorKind::InvalidData)?;
+        let worker = u64::from_le_bytes(chunk(&mut rest)?);
+        let report = match kind {
+            STARTED => Report::Started {
+                worker,
+                pid: u32::from_le_bytes(chunk(&mut rest)?),
+                pidfd: message.fds.pop().ok_or(io::ErrorKind::InvalidData)?,
+            },
+            EXITED => Report::Exited {
+                worker,
+                pid: u32::from_le_bytes(chunk(&mut rest)?),
+                status: i32::from_le_bytes(chunk(&mut rest)?),
+            },
+            FAILED => Report::Failed { worker, errno: i32::from_le_bytes(chunk(&mut rest)?) },
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        Ok(Some(report))
+    }
+
+    /// Ends the link, which ends the zygote and all its workers, and waits for that.
+    pub fn close(self) {
+        let Self { channel, mut child } = self;
+        drop(channel);
+        // Somebody else's `waitpid(-1)` may have been first: gone is gone.
+        let _ = child.wait();
+    }
+}
+
+impl AsFd for Zygote {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}
+
+fn chunk<const N: usize>(rest: &mut &[u8]) -> io::Result<[u8; N]> {
+    let (first, tail) = rest.split_first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+    *rest = tail;
+    Ok(*first)
+}

@@ -1,0 +1,70 @@
+//! A descriptor that wakes a poll: an eventfd.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+/// One side rings, the other waits for it, possibly together with another descriptor.
+#[derive(Debug)]
+pub struct Doorbell(OwnedFd);
+
+/// What ended a wait.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Woken {
+    /// The bell was rung.
+    pub rung: bool,
+    /// The other descriptor has something to read, or its peer is gone.
+    pub readable: bool,
+}
+
+impl Doorbell {
+    /// A bell that nobody has rung.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// The bell behind a descriptor that came from the other side.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// Wakes whoever waits, or the next one who does.
+    pub fn ring(&self) -> io::Result<()> {
+        match rustix::io::write(&self.0, &1_u64.to_ne_bytes()) {
+            // The counter is full: it has been rung often enough.
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits until the bell is rung, `other` is readable, or the time is over.
+    pub fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<Woken> {
+        let timeout = timeout.map(|limit| Timespec {
+            tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        });
+        let mut fds = vec![PollFd::new(&self.0, PollFlags::IN)];
+        if let Some(other) = other {
+            fds.push(PollFd::from_borrowed_fd(other, PollFlags::IN));
+        }
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let woken =
+            Woken { rung: !fds[0].revents().is_empty(), readable: fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) };
+        if woken.rung {
+            // Resets the counter; it cannot block, and another reader does not exist.
+            let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
+        }
+        Ok(woken)
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

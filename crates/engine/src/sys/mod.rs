@@ -1,0 +1,17 @@
+//! The only place that talks to the operating system. What a platform has to supply, one file each:
+//!
+//! | file | what |
+//! | --- | --- |
+//! | [`channel`] | a pair of connected sockets that keep message boundaries and carry descriptors |
+//! | [`clock`] | a monotonic clock that all processes of the machine share |
+//! | [`doorbell`] | a descriptor that one side rings and the other polls together with others |
+//! | [`futex`] | sleeping on a word of shared memory |
+//! | [`mapping`] | nameless shared memory |
+//! | [`process`] | starting the zygote, signalling a worker, dying with one's parent |
+
+pub mod channel;
+pub mod clock;
+pub mod doorbell;
+pub mod futex;
+pub mod mapping;
+pub mod process;

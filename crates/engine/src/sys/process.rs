@@ -1,0 +1,36 @@
+//! Starting the zygote, signalling a worker, dying with one's parent.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Signal, getpid, getppid, pidfd_send_signal, set_parent_process_death_signal};
+
+/// The id of the calling process; asks the kernel, so it is right after a fork.
+pub fn id() -> u32 {
+    getpid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Starts `command` with `stdin` as its standard input. The standard library does this by `posix_spawn`, which
+/// neither copies the caller's page tables nor runs anything of the caller's in the child.
+pub fn start(command: &[OsString], stdin: OwnedFd) -> io::Result<Child> {
+    let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+    Command::new(program).args(arguments).stdin(Stdio::from(stdin)).spawn()
+}
+
+/// Ends the process behind a pidfd, whatever it is doing. One that is gone already is no error.
+pub fn kill(pidfd: impl AsFd) -> io::Result<()> {
+    match pidfd_send_signal(pidfd, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Asks the kernel to end this process when its parent's thread ends; false if the parent is gone already.
+///
+/// Only right for a child of a single-threaded parent: the signal follows the *thread* that forked.
+pub fn die_with_parent(parent: u32) -> io::Result<bool> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    Ok(getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == parent))
+}
