@@ -1,17 +1,22 @@
 # The types of the compiled module `plait._rust`, held to it by stubtest.
 import concurrent.futures
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, final
 
-from typing_extensions import disjoint_base
+from typing_extensions import Buffer, disjoint_base
 
 from plait._job import JobOptions
 from plait.future import Future as PublicFuture
 
 __all__ = [
+    "Function",
     "Future",
+    "ProcessPool",
+    "SharedBuffer",
     "ThreadPool",
     "ThreadPoolCore",
+    "Worker",
+    "die_with_parent",
 ]
 
 @disjoint_base
@@ -86,3 +91,47 @@ class ThreadPoolCore:
     def work(self, run_coroutine: Callable[[Any], Any]) -> None: ...
     def keep_time(self, start_worker: Callable[[ThreadPoolCore], object]) -> None: ...
     def break_down(self, error: BaseException) -> None: ...
+
+@final
+class SharedBuffer:
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Function: ...
+
+@final
+class ProcessPool:
+    def __new__(
+        cls,
+        workers: int,
+        command: list[str],
+        configuration: bytes,
+        future_type: type[Future],
+        exception_of: Callable[..., BaseException],
+    ) -> ProcessPool: ...
+    def function(self, slot: int | None, definition: bytes) -> Function: ...
+    def submit(
+        self,
+        function: Function,
+        payload: bytes,
+        buffers: Sequence[Buffer],
+        name: Any,
+        timeout: float | None,
+        retries: int,
+    ) -> Any: ...
+    def shut_down(self, cancel: bool) -> None: ...
+    def terminate(self) -> None: ...
+    def wait_closed(self) -> None: ...
+    def statistics(self) -> dict[str, Any]: ...
+
+@final
+class Worker:
+    def __new__(cls, lane: int, arguments: int, doorbell: int) -> Worker: ...
+    def ready(self) -> None: ...
+    def unusable(self, text: str) -> None: ...
+    def take(self) -> int | None: ...
+    def call(self) -> tuple[int, Any, Any, list[Any]]: ...
+    def answer(self, job: int, status: int, payload: bytes, buffers: Sequence[Buffer]) -> None: ...
+
+def die_with_parent(parent: int) -> bool: ...

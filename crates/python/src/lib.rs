@@ -3,12 +3,15 @@ use pyo3::prelude::*;
 
 mod callback;
 mod future;
+mod process_pool;
 mod thread_pool;
 
 #[pymodule(gil_used = false)]
 mod _rust {
     #[pymodule_export]
     use super::future::Future;
+    #[pymodule_export]
+    use super::process_pool::{Function, ProcessPool, SharedBuffer, Worker, die_with_parent};
     #[pymodule_export]
     use super::thread_pool::{ThreadPool, ThreadPoolCore};
 }

@@ -28,7 +28,9 @@ pub struct Bell {
 impl Bell {
     /// A bell whose sleeper is awake; all zero bytes, so a fresh mapping holds a valid one.
     pub fn new() -> Self {
-        Self { word: AtomicU32::new(AWAKE) }
+        Self {
+            word: AtomicU32::new(AWAKE),
+        }
     }
 
     /// Sleeper: "I am about to sleep". Look for work again after this, before sleeping.
@@ -45,7 +47,8 @@ impl Bell {
     /// Ringer, after publishing work: whether the sleeper has to be woken, by this caller and by no other.
     pub fn must_ring(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.word.load(Ordering::Relaxed) == ASLEEP && self.word.swap(AWAKE, Ordering::Relaxed) == ASLEEP
+        self.word.load(Ordering::Relaxed) == ASLEEP
+            && self.word.swap(AWAKE, Ordering::Relaxed) == ASLEEP
     }
 
     /// Whether the sleeper has announced itself and nobody has rung since.

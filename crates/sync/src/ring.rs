@@ -26,7 +26,12 @@ pub struct Header {
 impl Header {
     /// An empty ring.
     pub fn new() -> Self {
-        Self { tail: AtomicU64::new(0), padding: [0; 7], head: AtomicU64::new(0), padding_after: [0; 7] }
+        Self {
+            tail: AtomicU64::new(0),
+            padding: [0; 7],
+            head: AtomicU64::new(0),
+            padding_after: [0; 7],
+        }
     }
 }
 
@@ -81,7 +86,11 @@ pub struct Producer<R> {
 impl<R: Ring> Producer<R> {
     /// The writing end of a new, empty ring.
     pub fn new(ring: R) -> Self {
-        Self { ring, tail: 0, head_seen: 0 }
+        Self {
+            ring,
+            tail: 0,
+            head_seen: 0,
+        }
     }
 
     /// The memory the ring lies in.
@@ -136,7 +145,11 @@ pub struct Consumer<R> {
 impl<R: Ring> Consumer<R> {
     /// The reading end of a new, empty ring.
     pub fn new(ring: R) -> Self {
-        Self { ring, head: 0, tail_seen: 0 }
+        Self {
+            ring,
+            head: 0,
+            tail_seen: 0,
+        }
     }
 
     /// The memory the ring lies in.
@@ -157,7 +170,10 @@ impl<R: Ring> Consumer<R> {
             if tail == self.head {
                 return Ok(false);
             }
-            if tail < self.head || tail - self.head > self.ring.capacity() as u64 || !tail.is_multiple_of(ALIGN) {
+            if tail < self.head
+                || tail - self.head > self.ring.capacity() as u64
+                || !tail.is_multiple_of(ALIGN)
+            {
                 return Err(Corrupt);
             }
             self.tail_seen = tail;

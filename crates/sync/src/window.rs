@@ -86,7 +86,11 @@ pub struct Producer<W> {
 impl<W: Window> Producer<W> {
     /// The publishing end of a new, empty window.
     pub fn new(window: W) -> Self {
-        Self { window, limit: 0, outstanding: VecDeque::new() }
+        Self {
+            window,
+            limit: 0,
+            outstanding: VecDeque::new(),
+        }
     }
 
     /// The memory the window lies in.
@@ -140,9 +144,12 @@ impl<W: Window> Producer<W> {
             }
         }
         let header = self.window.header();
-        header.slot(self.limit).store(start << 32 | length as u64, Ordering::Relaxed);
+        header
+            .slot(self.limit)
+            .store(start << 32 | length as u64, Ordering::Relaxed);
         let limit = self.limit.wrapping_add(1);
-        self.exchange(|_| limit).map_err(|Corrupt| PushError::Corrupt)?;
+        self.exchange(|_| limit)
+            .map_err(|Corrupt| PushError::Corrupt)?;
         self.limit = limit;
         self.outstanding.push_back((start, position));
         Ok(())
@@ -165,13 +172,18 @@ impl<W: Window> Producer<W> {
     /// How many published frames the consumer has not claimed.
     pub fn unclaimed(&self) -> Result<usize, Corrupt> {
         let word = self.window.header().word.load(Ordering::Acquire);
-        self.check(word).map(|next| self.limit.wrapping_sub(next) as usize)
+        self.check(word)
+            .map(|next| self.limit.wrapping_sub(next) as usize)
     }
 
     /// The word's `next`, if the word is one that a correct consumer could have left.
     fn check(&self, word: u64) -> Result<u32, Corrupt> {
         let (next, limit) = unpack(word);
-        if limit == self.limit && limit.wrapping_sub(next) as usize <= self.outstanding.len() { Ok(next) } else { Err(Corrupt) }
+        if limit == self.limit && limit.wrapping_sub(next) as usize <= self.outstanding.len() {
+            Ok(next)
+        } else {
+            Err(Corrupt)
+        }
     }
 
     /// Replaces `limit` by `change(next)`; returns the `next` it was replaced under.
@@ -181,7 +193,12 @@ impl<W: Window> Producer<W> {
         loop {
             let next = self.check(word)?;
             // Release publishes the frame; Acquire because a `next` that moved allows what follows to be reused.
-            match cell.compare_exchange_weak(word, pack(next, change(next)), Ordering::AcqRel, Ordering::Acquire) {
+            match cell.compare_exchange_weak(
+                word,
+                pack(next, change(next)),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
                 Ok(_) => return Ok(next),
                 Err(seen) => word = seen,
             }
@@ -227,7 +244,12 @@ impl<W: Window> Consumer<W> {
                 Ordering::AcqRel,
                 Ordering::Acquire,
             ) {
-                Ok(_) => return Some(Claim { window: &self.window, number: next }),
+                Ok(_) => {
+                    return Some(Claim {
+                        window: &self.window,
+                        number: next,
+                    });
+                }
                 Err(seen) => word = seen,
             }
         }
@@ -257,7 +279,9 @@ impl<W: Window> Claim<'_, W> {
         // SAFETY: the frame was published before it could be claimed (Acquire of the claim), and the producer does
         // not touch a claimed frame's bytes before `consumed` says so.
         unsafe { memory::read(self.window, u64::from(position), into) };
-        header.consumed.store(self.number.wrapping_add(1), Ordering::Release);
+        header
+            .consumed
+            .store(self.number.wrapping_add(1), Ordering::Release);
         Ok(())
     }
 }

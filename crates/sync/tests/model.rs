@@ -100,7 +100,11 @@ fn a_window_has_a_bounded_number_of_slots() {
     }
     assert_eq!(producer.publish(&[b"x"]), Err(window::PushError::Full));
     let mut frame = Vec::new();
-    window::Consumer::new(shared).claim().unwrap().read(&mut frame).unwrap();
+    window::Consumer::new(shared)
+        .claim()
+        .unwrap()
+        .read(&mut frame)
+        .unwrap();
     assert_eq!(producer.publish(&[b"y"]), Ok(()));
 }
 

@@ -78,8 +78,14 @@ impl Lane {
             return Err(io::ErrorKind::InvalidData.into());
         }
         // The start of a mapping is aligned to a page.
-        let control = mapping.address(0, size_of::<Control>()).ok_or(io::ErrorKind::InvalidData)?.cast();
-        Ok(Self { mapping: Arc::new(mapping), control })
+        let control = mapping
+            .address(0, size_of::<Control>())
+            .ok_or(io::ErrorKind::InvalidData)?
+            .cast();
+        Ok(Self {
+            mapping: Arc::new(mapping),
+            control,
+        })
     }
 
     /// The memory itself.
@@ -96,7 +102,9 @@ impl Lane {
     /// Worker: the function of `job` begins now.
     pub fn begin(&self, job: JobId, now_ns: u64) {
         self.control().began_ns.store(now_ns, Ordering::Relaxed);
-        self.control().running.store(job.wrapping_add(1), Ordering::Release);
+        self.control()
+            .running
+            .store(job.wrapping_add(1), Ordering::Release);
     }
 
     /// Worker: the answer of the last job is published.
@@ -106,23 +114,39 @@ impl Lane {
 
     /// Pool: the job whose function is running, and since when.
     pub fn running(&self) -> Option<(JobId, u64)> {
-        let job = self.control().running.load(Ordering::Acquire).checked_sub(1)?;
+        let job = self
+            .control()
+            .running
+            .load(Ordering::Acquire)
+            .checked_sub(1)?;
         Some((job, self.control().began_ns.load(Ordering::Relaxed)))
     }
 
     /// The window's memory.
     pub fn requests(&self) -> Requests {
-        Requests(Region { lane: self.clone(), start: REQUESTS, length: REQUESTS_LENGTH })
+        Requests(Region {
+            lane: self.clone(),
+            start: REQUESTS,
+            length: REQUESTS_LENGTH,
+        })
     }
 
     /// The answers' ring.
     pub fn replies(&self) -> Replies {
-        Replies(Region { lane: self.clone(), start: REPLIES, length: REPLIES_LENGTH })
+        Replies(Region {
+            lane: self.clone(),
+            start: REPLIES,
+            length: REPLIES_LENGTH,
+        })
     }
 
     /// The ring of pieces that come back.
     pub fn returns(&self) -> Returns {
-        Returns(Region { lane: self.clone(), start: RETURNS, length: RETURNS_LENGTH })
+        Returns(Region {
+            lane: self.clone(),
+            start: RETURNS,
+            length: RETURNS_LENGTH,
+        })
     }
 }
 
@@ -135,12 +159,18 @@ struct Region {
 
 impl Region {
     unsafe fn write_at(&self, at: usize, from: &[u8]) {
-        debug_assert!(at + from.len() <= self.length, "the algorithms stay inside their capacity");
+        debug_assert!(
+            at + from.len() <= self.length,
+            "the algorithms stay inside their capacity"
+        );
         self.lane.mapping.copy_in(self.start + at, from);
     }
 
     unsafe fn read_at(&self, at: usize, into: &mut [u8]) {
-        debug_assert!(at + into.len() <= self.length, "the algorithms stay inside their capacity");
+        debug_assert!(
+            at + into.len() <= self.length,
+            "the algorithms stay inside their capacity"
+        );
         self.lane.mapping.copy_out(self.start + at, into);
     }
 }

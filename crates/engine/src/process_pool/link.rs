@@ -1,6 +1,6 @@
 //! The pool's end of one worker's lane: sends calls, takes them back, reads answers, keeps what is lent.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,13 +18,18 @@ use crate::sys::{futex, process};
 
 /// A function as it is sent to workers, once to each.
 pub struct Function {
-    pub(super) number: u64,
+    /// Where workers keep it; one without is defined by each call anew.
+    pub(super) slot: Option<u64>,
+    /// Never used twice in a pool: tells it from an earlier function in the same slot.
+    pub(super) generation: u64,
     pub(super) definition: Payload,
 }
 
 impl fmt::Debug for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Function").field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("Function")
+            .field("slot", &self.slot)
+            .finish_non_exhaustive()
     }
 }
 
@@ -52,10 +57,13 @@ pub struct Job {
     pub retries: u32,
 }
 
+/// What stands for the slot of a function that has none.
+const NO_SLOT: u64 = u64::MAX;
+
 /// What one call put into a lane, in case it is taken back.
 struct Sent {
     job: JobId,
-    /// The function that this call defined to the worker.
+    /// The slot that this call filled.
     defined: Option<u64>,
     blocks: Vec<u64>,
 }
@@ -90,7 +98,13 @@ impl GiveBack for Returner {
 pub(super) enum Said {
     Ready,
     Unusable(String),
-    Answer { job: JobId, status: Status, run_ns: u64, payload: Bytes, buffers: Vec<Bytes> },
+    Answer {
+        job: JobId,
+        status: Status,
+        run_ns: u64,
+        payload: Bytes,
+        buffers: Vec<Bytes>,
+    },
 }
 
 /// The worker has written what no correct worker writes.
@@ -106,8 +120,8 @@ pub(super) struct Link {
     sent: VecDeque<Sent>,
     /// Pieces of the arguments' memory that the worker may be using.
     lent: HashMap<u64, Arc<Block>>,
-    /// Functions that were defined to this worker.
-    known: HashSet<u64>,
+    /// Which function each slot of this worker holds once it has done what it was sent.
+    known: HashMap<u64, u64>,
     process: Option<(u32, OwnedFd)>,
     /// To be ended, as soon as there is a process to end.
     condemned: bool,
@@ -121,10 +135,13 @@ impl Link {
         Ok(Self {
             requests: window::Producer::new(lane.requests()),
             replies: ring::Consumer::new(lane.replies()),
-            returner: Arc::new(Returner { owner: process::id(), ring }),
+            returner: Arc::new(Returner {
+                owner: process::id(),
+                ring,
+            }),
             sent: VecDeque::new(),
             lent: HashMap::new(),
-            known: HashSet::new(),
+            known: HashMap::new(),
             process: None,
             condemned: false,
             lane,
@@ -164,21 +181,28 @@ impl Link {
     }
 
     /// Puts a call into the window; false if there is no room.
-    pub(super) fn send(&mut self, id: JobId, job: &Job, scratch: &mut Vec<u8>) -> bool {
-        let defines = !self.known.contains(&job.function.number);
-        let Some(blocks) = lend(job, defines) else { return false };
+    pub(super) fn send<'j>(&mut self, id: JobId, job: &'j Job, scratch: &mut Vec<u8>) -> bool {
+        let function = &job.function;
+        let defines = function
+            .slot
+            .is_none_or(|slot| self.known.get(&slot) != Some(&function.generation));
+        let Some(blocks) = lend(job, defines) else {
+            return false;
+        };
         let mut lent = blocks.iter();
-        let mut piece = |payload| match payload {
-            &Payload::Inline(ref bytes) => Piece::Inline(bytes),
-            Payload::Shared(_) => lent.next().map_or(Piece::Inline(&[]), |block| Piece::Shared {
-                offset: block.offset(),
-                length: block.len() as u64,
-            }),
+        let mut piece = |payload: &'j Payload| match payload {
+            Payload::Inline(bytes) => Piece::Inline(bytes),
+            Payload::Shared(_) => lent
+                .next()
+                .map_or(Piece::Inline(&[]), |block| Piece::Shared {
+                    offset: block.offset(),
+                    length: block.len() as u64,
+                }),
         };
         let request = Request::Call {
             job: id,
-            function: job.function.number,
-            definition: defines.then(|| piece(&job.function.definition)),
+            slot: function.slot.unwrap_or(NO_SLOT),
+            definition: defines.then(|| piece(&function.definition)),
             arguments: piece(&job.arguments),
             buffers: job.buffers.iter().map(&mut piece).collect(),
         };
@@ -187,11 +211,14 @@ impl Link {
         }
         self.sent.push_back(Sent {
             job: id,
-            defined: defines.then_some(job.function.number),
+            defined: function.slot.filter(|_| defines),
             blocks: blocks.iter().map(|block| block.offset()).collect(),
         });
-        self.known.insert(job.function.number);
-        self.lent.extend(blocks.into_iter().map(|block| (block.offset(), block)));
+        if let Some(slot) = function.slot {
+            self.known.insert(slot, function.generation);
+        }
+        self.lent
+            .extend(blocks.into_iter().map(|block| (block.offset(), block)));
         true
     }
 
@@ -215,11 +242,16 @@ impl Link {
 
     /// Takes back up to `count` calls that the worker has not claimed; how many it got.
     pub(super) fn revoke(&mut self, count: usize) -> Result<usize, Corrupt> {
-        let revoked = self.requests.revoke(count).map_err(|window::Corrupt| Corrupt)?;
+        let revoked = self
+            .requests
+            .revoke(count)
+            .map_err(|window::Corrupt| Corrupt)?;
         for _ in 0..revoked {
-            let Some(sent) = self.sent.pop_back() else { break };
-            if let Some(function) = sent.defined {
-                self.known.remove(&function);
+            let Some(sent) = self.sent.pop_back() else {
+                break;
+            };
+            if let Some(slot) = sent.defined {
+                self.known.remove(&slot);
             }
             for offset in sent.blocks {
                 self.lent.remove(&offset);
@@ -260,15 +292,31 @@ impl Link {
                     return Ok(Some(Said::Unusable(text)));
                 }
                 Reply::Released { released } => self.release(&released),
-                Reply::Answer { job, status, run_ns, payload, buffers, released } => {
+                Reply::Answer {
+                    job,
+                    status,
+                    run_ns,
+                    payload,
+                    buffers,
+                    released,
+                } => {
                     self.release(&released);
                     // Calls are answered in the order they were sent.
                     if self.sent.pop_front().is_none_or(|sent| sent.job != job) {
                         return Err(Corrupt);
                     }
                     let payload = self.bytes(payload)?;
-                    let buffers = buffers.into_iter().map(|piece| self.bytes(piece)).collect::<Result<_, _>>()?;
-                    return Ok(Some(Said::Answer { job, status, run_ns, payload, buffers }));
+                    let buffers = buffers
+                        .into_iter()
+                        .map(|piece| self.bytes(piece))
+                        .collect::<Result<_, _>>()?;
+                    return Ok(Some(Said::Answer {
+                        job,
+                        status,
+                        run_ns,
+                        payload,
+                        buffers,
+                    }));
                 }
             }
         }
@@ -290,7 +338,9 @@ impl Link {
                 if offset < ARENA as u64 {
                     return Err(Corrupt);
                 }
-                Lease::new(self.lane.mapping(), offset, length, owner).map(Bytes::Shared).ok_or(Corrupt)
+                Lease::new(self.lane.mapping(), offset, length, owner)
+                    .map(Bytes::Shared)
+                    .ok_or(Corrupt)
             }
         }
     }
@@ -301,7 +351,9 @@ fn lend(job: &Job, defines: bool) -> Option<Vec<Arc<Block>>> {
     let definition = defines.then_some((&job.function.definition, false));
     // A job that may run again must find its arguments as they were: the worker gets copies to write on.
     let private = job.retries > 0;
-    let arguments = std::iter::once(&job.arguments).chain(&job.buffers).map(|payload| (payload, private));
+    let arguments = std::iter::once(&job.arguments)
+        .chain(&job.buffers)
+        .map(|payload| (payload, private));
     let pieces = definition.into_iter().chain(arguments);
     pieces
         .filter_map(|(payload, private)| match payload {

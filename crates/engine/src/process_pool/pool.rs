@@ -1,4 +1,5 @@
 //! A pool's own side: the books, the lanes, and the one thread that collects answers and watches over workers.
+#![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -42,9 +43,18 @@ pub trait Deliver<H>: Send + 'static {
 #[derive(Debug)]
 pub enum Outcome {
     /// The worker's answer.
-    Answer { status: Status, payload: Bytes, buffers: Vec<Bytes> },
+    Answer {
+        status: Status,
+        payload: Bytes,
+        buffers: Vec<Bytes>,
+    },
     /// There is no answer. The process id is 0 if there never was a process.
-    Lost { cause: Cause, pid: u32, end: ProcessEnd, text: String },
+    Lost {
+        cause: Cause,
+        pid: u32,
+        end: ProcessEnd,
+        text: String,
+    },
     /// It was cancelled before it was sent.
     Cancelled,
 }
@@ -137,7 +147,9 @@ pub struct ProcessPool<H: Handle> {
 
 impl<H: Handle> fmt::Debug for ProcessPool<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProcessPool").field("owner", &self.shared.owner).finish_non_exhaustive()
+        f.debug_struct("ProcessPool")
+            .field("owner", &self.shared.owner)
+            .finish_non_exhaustive()
     }
 }
 
@@ -168,7 +180,9 @@ impl<H: Handle> ProcessPool<H> {
             closed: Condvar::new(),
         });
         let collected = Arc::clone(&shared);
-        std::thread::Builder::new().name("plait-collector".into()).spawn(move || collected.collect(sink))?;
+        std::thread::Builder::new()
+            .name("plait-collector".into())
+            .spawn(move || collected.collect(sink))?;
         Ok(Self { shared })
     }
 
@@ -178,24 +192,38 @@ impl<H: Handle> ProcessPool<H> {
             *inline_room -= bytes.len();
             return Some(Payload::Inline(bytes.to_vec()));
         }
-        self.shared.arguments.store(bytes).map(Arc::new).map(Payload::Shared)
+        self.shared
+            .arguments
+            .store(bytes)
+            .map(Arc::new)
+            .map(Payload::Shared)
     }
 
     /// How many bytes of a job's payloads may travel in its frame.
     pub const INLINE_ROOM: usize = INLINE_MOST;
 
-    /// A function that jobs can name; `None` if there is no room for its definition.
-    pub fn function(&self, definition: &[u8]) -> Option<Arc<Function>> {
-        let number = self.shared.next_function.fetch_add(1, Ordering::Relaxed);
+    /// A function that jobs can name; `None` if there is no room for its definition. Workers keep it in `slot`, in the
+    /// place of what was there; without a slot, its definition goes along with every job.
+    pub fn function(&self, slot: Option<u64>, definition: &[u8]) -> Option<Arc<Function>> {
+        let generation = self.shared.next_function.fetch_add(1, Ordering::Relaxed);
         let definition = self.payload(definition, &mut (INLINE_MOST / 2))?;
-        Some(Arc::new(Function { number, definition }))
+        Some(Arc::new(Function {
+            slot,
+            generation,
+            definition,
+        }))
     }
 
     /// Queues a job. Its outcome is delivered with `handle`; if it is refused, the handle comes back.
     pub fn submit(&self, handle: H, job: Job) -> Result<(), (H, Refused)> {
         let shared = &self.shared;
         if process::id() != shared.owner {
-            return Err((handle, Refused::Forked { owner: shared.owner }));
+            return Err((
+                handle,
+                Refused::Forked {
+                    owner: shared.owner,
+                },
+            ));
         }
         let mut state = shared.lock();
         if !state.supervisor.is_open() {
@@ -210,7 +238,14 @@ impl<H: Handle> ProcessPool<H> {
         state.next_job += 1;
         state.timed += usize::from(job.timeout.is_some());
         let timed = job.timeout.is_some();
-        state.entries.insert(id, Entry { handle, job, started: false });
+        state.entries.insert(
+            id,
+            Entry {
+                handle,
+                job,
+                started: false,
+            },
+        );
         shared.drive(&mut state, Event::Submitted { job: id, retries });
         // The collector has to know of a new deadline, and of jobs that ended here.
         if timed || !state.outbox.is_empty() {
@@ -253,7 +288,11 @@ impl<H: Handle> ProcessPool<H> {
     /// What the pool is doing at the moment.
     pub fn statistics(&self) -> Statistics {
         let state = self.shared.lock();
-        let mut workers: Vec<_> = state.links.iter().map(|(&id, link)| (id, link.pid())).collect();
+        let mut workers: Vec<_> = state
+            .links
+            .iter()
+            .map(|(&id, link)| (id, link.pid()))
+            .collect();
         workers.sort_unstable();
         Statistics {
             jobs: state.supervisor.jobs(),
@@ -287,7 +326,13 @@ impl<H: Handle> Shared<H> {
     }
 
     /// The same for an event that comes with a job's answer, or with the end of a worker's process.
-    fn drive_with(&self, state: &mut State<H>, event: Event, mut answer: Option<Outcome>, end: Option<End>) {
+    fn drive_with(
+        &self,
+        state: &mut State<H>,
+        event: Event,
+        mut answer: Option<Outcome>,
+        end: Option<End>,
+    ) {
         let mut events = VecDeque::from([event]);
         let mut actions = std::mem::take(&mut state.actions);
         while let Some(event) = events.pop_front() {
@@ -312,11 +357,16 @@ impl<H: Handle> Shared<H> {
                 if let Err(error) = self.spawn(state, worker) {
                     state.unusable = format!("a worker process could not be started: {error}");
                     state.links.remove(&worker);
-                    events.push_back(Event::Gone { worker, begun: None });
+                    events.push_back(Event::Gone {
+                        worker,
+                        begun: None,
+                    });
                 }
             }
             Action::Send { worker, job } => {
-                let Some(entry) = state.entries.get_mut(&job) else { return };
+                let Some(entry) = state.entries.get_mut(&job) else {
+                    return;
+                };
                 if !entry.started && !entry.handle.try_start() {
                     events.push_back(Event::Withdrawn { worker, job });
                     return;
@@ -330,7 +380,9 @@ impl<H: Handle> Shared<H> {
                 }
             }
             Action::Revoke { worker, count } => {
-                let Some(link) = state.links.get_mut(&worker) else { return };
+                let Some(link) = state.links.get_mut(&worker) else {
+                    return;
+                };
                 events.push_back(match link.revoke(count) {
                     Ok(count) => Event::Revoked { worker, count },
                     Err(_) => Event::Corrupt { worker },
@@ -348,12 +400,29 @@ impl<H: Handle> Shared<H> {
                     link.kill();
                 }
             }
-            Action::Deliver { job } => state.finish(job, answer.take().unwrap_or(Outcome::Cancelled)),
+            Action::Deliver { job } => {
+                state.finish(job, answer.take().unwrap_or(Outcome::Cancelled));
+            }
             Action::Discard { .. } => drop(answer.take()),
             Action::Lose { job, cause, .. } => {
-                let End { pid, end } = end.unwrap_or(End { pid: 0, end: ProcessEnd::Unknown });
-                let text = if cause == Cause::Unusable { state.unusable.clone() } else { String::new() };
-                state.finish(job, Outcome::Lost { cause, pid, end, text });
+                let End { pid, end } = end.unwrap_or(End {
+                    pid: 0,
+                    end: ProcessEnd::Unknown,
+                });
+                let text = if cause == Cause::Unusable {
+                    state.unusable.clone()
+                } else {
+                    String::new()
+                };
+                state.finish(
+                    job,
+                    Outcome::Lost {
+                        cause,
+                        pid,
+                        end,
+                        text,
+                    },
+                );
             }
             Action::Cancel { job } => state.finish(job, Outcome::Cancelled),
             Action::Close => {
@@ -370,7 +439,12 @@ impl<H: Handle> Shared<H> {
         };
         let zygote = state.zygote.insert(zygote);
         let link = Link::new(LARGEST_ARENA)?;
-        zygote.spawn(worker, link.memory(), self.arguments.mapping().as_fd(), self.doorbell.as_fd())?;
+        zygote.spawn(
+            worker,
+            link.memory(),
+            self.arguments.mapping().as_fd(),
+            self.doorbell.as_fd(),
+        )?;
         state.links.insert(worker, link);
         // The collector may be asleep, and has not announced that on the new lane, or does not know the zygote.
         self.wake_collector();
@@ -419,19 +493,27 @@ impl<H: Handle> Shared<H> {
         }
         let state = self.lock();
         state.links.values().for_each(Link::announce_sleep);
-        let ready = !state.outbox.is_empty() || state.closing || state.links.values().any(Link::has_reply);
+        let ready =
+            !state.outbox.is_empty() || state.closing || state.links.values().any(Link::has_reply);
         let zygote = state.zygote.clone();
         drop(state);
         if !ready {
             // Polling two descriptors of our own fails only for lack of kernel memory; then we look again at once.
-            let _ = self.doorbell.wait(zygote.as_deref().map(AsFd::as_fd), deadline);
+            let _ = self
+                .doorbell
+                .wait(zygote.as_deref().map(AsFd::as_fd), deadline);
         }
         drop(zygote);
         self.lock().links.values().for_each(Link::withdraw_sleep);
     }
 
     fn hear_workers(&self, state: &mut State<H>) {
-        let workers: Vec<_> = state.links.iter().filter(|(_, link)| link.has_reply()).map(|(&id, _)| id).collect();
+        let workers: Vec<_> = state
+            .links
+            .iter()
+            .filter(|(_, link)| link.has_reply())
+            .map(|(&id, _)| id)
+            .collect();
         for worker in workers {
             self.hear_worker(state, worker);
         }
@@ -441,7 +523,9 @@ impl<H: Handle> Shared<H> {
     fn hear_worker(&self, state: &mut State<H>, worker: WorkerId) {
         for _ in 0..window::SLOTS {
             let State { links, frame, .. } = state;
-            let Some(link) = links.get_mut(&worker) else { return };
+            let Some(link) = links.get_mut(&worker) else {
+                return;
+            };
             match link.hear(frame) {
                 Ok(None) => return,
                 Ok(Some(Said::Ready)) => self.drive(state, Event::Ready { worker }),
@@ -449,10 +533,30 @@ impl<H: Handle> Shared<H> {
                     state.unusable = text;
                     self.drive(state, Event::Unusable);
                 }
-                Ok(Some(Said::Answer { job, status, run_ns, payload, buffers })) => {
+                Ok(Some(Said::Answer {
+                    job,
+                    status,
+                    run_ns,
+                    payload,
+                    buffers,
+                })) => {
                     let failed = matches!(status, Status::Raised | Status::Unpicklable);
-                    let outcome = Outcome::Answer { status, payload, buffers };
-                    self.drive_with(state, Event::Answered { worker, job, failed, run_ns }, Some(outcome), None);
+                    let outcome = Outcome::Answer {
+                        status,
+                        payload,
+                        buffers,
+                    };
+                    self.drive_with(
+                        state,
+                        Event::Answered {
+                            worker,
+                            job,
+                            failed,
+                            run_ns,
+                        },
+                        Some(outcome),
+                        None,
+                    );
                 }
                 Err(_) => {
                     self.drive(state, Event::Corrupt { worker });
@@ -471,7 +575,11 @@ impl<H: Handle> Shared<H> {
                         link.started(pid, pidfd);
                     }
                 }
-                Ok(Some(Report::Exited { worker, pid, status })) => self.bury(state, worker, pid, status.into()),
+                Ok(Some(Report::Exited {
+                    worker,
+                    pid,
+                    status,
+                })) => self.bury(state, worker, pid, status.into()),
                 Ok(Some(Report::Failed { worker, errno })) => {
                     let error = io::Error::from_raw_os_error(errno);
                     state.unusable = format!("a worker process could not be forked: {error}");
@@ -481,7 +589,9 @@ impl<H: Handle> Shared<H> {
                     // The zygote is gone, and the kernel ends its workers; the next one that is needed starts another.
                     state.zygote = None;
                     if state.unusable.is_empty() {
-                        state.unusable = "the process that starts workers ended before it had started one".into();
+                        state.unusable =
+                            "the process that starts workers ended before it had started one"
+                                .into();
                     }
                     let workers: Vec<_> = state.links.keys().copied().collect();
                     for worker in workers {
@@ -505,9 +615,16 @@ impl<H: Handle> Shared<H> {
                 break;
             }
         }
-        let Some(link) = state.links.remove(&worker) else { return };
+        let Some(link) = state.links.remove(&worker) else {
+            return;
+        };
         let begun = link.running().map(|(job, _)| job);
-        self.drive_with(state, Event::Gone { worker, begun }, None, Some(End { pid, end }));
+        self.drive_with(
+            state,
+            Event::Gone { worker, begun },
+            None,
+            Some(End { pid, end }),
+        );
     }
 
     /// Ends workers whose job has used up its time; how long until the next one may have.
@@ -519,11 +636,18 @@ impl<H: Handle> Shared<H> {
         let mut next: Option<u64> = None;
         let mut overdue = Vec::new();
         for (&worker, link) in &state.links {
-            let Some(job) = state.supervisor.front(worker) else { continue };
-            let Some(limit) = state.entries.get(&job).and_then(|entry| entry.job.timeout) else { continue };
+            let Some(job) = state.supervisor.front(worker) else {
+                continue;
+            };
+            let Some(limit) = state.entries.get(&job).and_then(|entry| entry.job.timeout) else {
+                continue;
+            };
             let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
             // One that has not begun cannot be overdue before a whole limit from now.
-            let began = link.running().filter(|&(running, _)| running == job).map_or(now, |(_, began)| began.min(now));
+            let began = link
+                .running()
+                .filter(|&(running, _)| running == job)
+                .map_or(now, |(_, began)| began.min(now));
             let left = began.saturating_add(limit).saturating_sub(now);
             if left == 0 {
                 overdue.push((worker, job));
@@ -538,7 +662,9 @@ impl<H: Handle> Shared<H> {
     }
 
     fn overdue(&self, state: &mut State<H>, worker: WorkerId, job: JobId) {
-        let Some(link) = state.links.get_mut(&worker) else { return };
+        let Some(link) = state.links.get_mut(&worker) else {
+            return;
+        };
         // First nothing else can begin there; then the job is still the one that runs, or it was answered in time.
         let Ok(count) = link.revoke(usize::MAX) else {
             self.drive(state, Event::Corrupt { worker });

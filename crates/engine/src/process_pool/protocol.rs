@@ -2,6 +2,7 @@
 //!
 //! All numbers are little-endian. A [`Piece`] is a length and a place: `INLINE` (the bytes follow) or an offset into
 //! shared memory. Frames live on one machine and one build, so there is no version in them.
+#![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
 /// A place that says: the bytes follow here.
 const INLINE: u64 = u64::MAX;
@@ -18,8 +19,14 @@ pub enum Piece<'a> {
 /// What a pool tells a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// Run function number `function`, which `definition` defines if this worker has not seen it.
-    Call { job: u64, function: u64, definition: Option<Piece<'a>>, arguments: Piece<'a>, buffers: Vec<Piece<'a>> },
+    /// Run the function in `slot`, after putting there what `definition` defines, if there is one.
+    Call {
+        job: u64,
+        slot: u64,
+        definition: Option<Piece<'a>>,
+        arguments: Piece<'a>,
+        buffers: Vec<Piece<'a>>,
+    },
     /// Leave.
     Stop,
 }
@@ -46,7 +53,14 @@ pub enum Reply<'a> {
     /// It cannot be used: the text of the traceback of its initializer.
     Unusable { text: Piece<'a> },
     /// A job has ended.
-    Answer { job: u64, status: Status, run_ns: u64, payload: Piece<'a>, buffers: Vec<Piece<'a>>, released: Vec<u64> },
+    Answer {
+        job: u64,
+        status: Status,
+        run_ns: u64,
+        payload: Piece<'a>,
+        buffers: Vec<Piece<'a>>,
+        released: Vec<u64>,
+    },
     /// It does not use these pieces of the arguments' memory any more.
     Released { released: Vec<u64> },
 }
@@ -66,12 +80,20 @@ impl<'a> Request<'a> {
     /// Appends the frame to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Call { job, function, definition, arguments, buffers } => {
+            Self::Call {
+                job,
+                slot,
+                definition,
+                arguments,
+                buffers,
+            } => {
                 out.push(CALL);
                 put(out, *job);
-                put(out, *function);
+                put(out, *slot);
                 out.push(u8::from(definition.is_some()));
-                definition.iter().for_each(|piece| put_piece(out, piece));
+                if let Some(piece) = definition {
+                    put_piece(out, piece);
+                }
                 put_piece(out, arguments);
                 put_pieces(out, buffers);
             }
@@ -84,9 +106,17 @@ impl<'a> Request<'a> {
         let mut rest = frame;
         match byte(&mut rest)? {
             CALL => {
-                let (job, function) = (number(&mut rest)?, number(&mut rest)?);
-                let definition = (byte(&mut rest)? == 1).then(|| piece(&mut rest)).transpose()?;
-                Ok(Self::Call { job, function, definition, arguments: piece(&mut rest)?, buffers: pieces(&mut rest)? })
+                let (job, slot) = (number(&mut rest)?, number(&mut rest)?);
+                let definition = (byte(&mut rest)? == 1)
+                    .then(|| piece(&mut rest))
+                    .transpose()?;
+                Ok(Self::Call {
+                    job,
+                    slot,
+                    definition,
+                    arguments: piece(&mut rest)?,
+                    buffers: pieces(&mut rest)?,
+                })
             }
             STOP => Ok(Self::Stop),
             _ => Err(Malformed),
@@ -103,7 +133,14 @@ impl<'a> Reply<'a> {
                 out.push(UNUSABLE);
                 put_piece(out, text);
             }
-            Self::Answer { job, status, run_ns, payload, buffers, released } => {
+            Self::Answer {
+                job,
+                status,
+                run_ns,
+                payload,
+                buffers,
+                released,
+            } => {
                 out.push(ANSWER);
                 put(out, *job);
                 out.push(*status as u8);
@@ -124,7 +161,9 @@ impl<'a> Reply<'a> {
         let mut rest = frame;
         match byte(&mut rest)? {
             READY => Ok(Self::Ready),
-            UNUSABLE => Ok(Self::Unusable { text: piece(&mut rest)? }),
+            UNUSABLE => Ok(Self::Unusable {
+                text: piece(&mut rest)?,
+            }),
             ANSWER => Ok(Self::Answer {
                 job: number(&mut rest)?,
                 status: match byte(&mut rest)? {
@@ -139,7 +178,9 @@ impl<'a> Reply<'a> {
                 buffers: pieces(&mut rest)?,
                 released: numbers(&mut rest)?,
             }),
-            RELEASED => Ok(Self::Released { released: numbers(&mut rest)? }),
+            RELEASED => Ok(Self::Released {
+                released: numbers(&mut rest)?,
+            }),
             _ => Err(Malformed),
         }
     }
@@ -165,12 +206,16 @@ fn put_piece(out: &mut Vec<u8>, piece: &Piece<'_>) {
 
 fn put_pieces(out: &mut Vec<u8>, pieces: &[Piece<'_>]) {
     put(out, pieces.len() as u64);
-    pieces.iter().for_each(|piece| put_piece(out, piece));
+    for piece in pieces {
+        put_piece(out, piece);
+    }
 }
 
 fn put_numbers(out: &mut Vec<u8>, numbers: &[u64]) {
     put(out, numbers.len() as u64);
-    numbers.iter().for_each(|&number| put(out, number));
+    for &number in numbers {
+        put(out, number);
+    }
 }
 
 fn byte(rest: &mut &[u8]) -> Result<u8, Malformed> {
@@ -190,7 +235,10 @@ fn piece<'a>(rest: &mut &'a [u8]) -> Result<Piece<'a>, Malformed> {
     if offset != INLINE {
         return Ok(Piece::Shared { offset, length });
     }
-    let (bytes, tail) = usize::try_from(length).ok().and_then(|at| rest.split_at_checked(at)).ok_or(Malformed)?;
+    let (bytes, tail) = usize::try_from(length)
+        .ok()
+        .and_then(|at| rest.split_at_checked(at))
+        .ok_or(Malformed)?;
     *rest = tail;
     Ok(Piece::Inline(bytes))
 }
@@ -202,7 +250,10 @@ fn list<'a, T>(
     item: impl Fn(&mut &'a [u8]) -> Result<T, Malformed>,
 ) -> Result<Vec<T>, Malformed> {
     let count = usize::try_from(number(rest)?).map_err(|_| Malformed)?;
-    if count.checked_mul(shortest).is_none_or(|bytes| bytes > rest.len()) {
+    if count
+        .checked_mul(shortest)
+        .is_none_or(|bytes| bytes > rest.len())
+    {
         return Err(Malformed);
     }
     (0..count).map(|_| item(rest)).collect()

@@ -2,6 +2,7 @@
 //!
 //! It knows jobs and workers by number only. Every job that is submitted ends in exactly one of `Deliver`, `Lose`
 //! and `Cancel`; the property test in `tests/supervisor.rs` drives it through random lives and deaths to hold it to that.
+#![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -13,19 +14,24 @@ pub type WorkerId = u64;
 /// So many workers in a row may end before they were ready until the pool gives up.
 const MOST_FAILED_STARTS: u32 = 3;
 /// A worker is sent so much work ahead, judged by what its last jobs took; what it has not begun can be taken back.
-const AHEAD_NS: f64 = 400_000.0;
+const AHEAD_NS: u64 = 400_000;
 /// The most jobs that one worker is sent ahead.
-const MOST_AHEAD: f64 = 96.0;
+const MOST_AHEAD: u64 = 96;
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A new job, to be run again up to `retries` times if it fails.
     Submitted { job: JobId, retries: u32 },
     /// The worker has started and takes jobs.
     Ready { worker: WorkerId },
     /// The worker has run the job: it took `run_ns`, and `failed` says whether it raised.
-    Answered { worker: WorkerId, job: JobId, failed: bool, run_ns: u64 },
+    Answered {
+        worker: WorkerId,
+        job: JobId,
+        failed: bool,
+        run_ns: u64,
+    },
     /// The job's future was cancelled before the job was sent.
     Withdrawn { worker: WorkerId, job: JobId },
     /// The job could not be sent: the worker's window is full.
@@ -33,7 +39,10 @@ pub enum Event {
     /// The last `count` jobs that were sent to the worker were taken back.
     Revoked { worker: WorkerId, count: usize },
     /// The worker's process has ended; `begun` is the job it was running.
-    Gone { worker: WorkerId, begun: Option<JobId> },
+    Gone {
+        worker: WorkerId,
+        begun: Option<JobId>,
+    },
     /// The job that the worker is running has used up its time.
     Overdue { worker: WorkerId, job: JobId },
     /// The worker has written what no correct worker writes.
@@ -79,7 +88,11 @@ pub enum Action {
     /// The job's answer is a failure that is not its last: forget it, the job runs again.
     Discard { job: JobId },
     /// The job fails; `worker` is the one it was lost with.
-    Lose { job: JobId, worker: Option<WorkerId>, cause: Cause },
+    Lose {
+        job: JobId,
+        worker: Option<WorkerId>,
+        cause: Cause,
+    },
     /// The job never ran and never will.
     Cancel { job: JobId },
     /// Every job has ended and every worker is gone: the pool is closed.
@@ -103,7 +116,7 @@ struct Worker {
     /// Sent and not answered, in order.
     queue: VecDeque<JobId>,
     /// What its jobs took lately, if it has answered one.
-    run_ns: Option<f64>,
+    run_ns: Option<u64>,
 }
 
 impl Worker {
@@ -112,7 +125,9 @@ impl Worker {
     }
 
     fn depth(&self) -> usize {
-        self.run_ns.map_or(2, |run_ns| 1 + (AHEAD_NS / run_ns.max(1.0)).clamp(1.0, MOST_AHEAD) as usize)
+        self.run_ns.map_or(2, |run_ns| {
+            1 + (AHEAD_NS / run_ns.max(1)).clamp(1, MOST_AHEAD) as usize
+        })
     }
 }
 
@@ -178,7 +193,9 @@ impl Supervisor {
 
     /// Whether the worker is being ended.
     pub fn is_condemned(&self, worker: WorkerId) -> bool {
-        self.workers.get(&worker).is_some_and(|worker| worker.condemned.is_some())
+        self.workers
+            .get(&worker)
+            .is_some_and(|worker| worker.condemned.is_some())
     }
 
     /// What to do about `event`, appended to `actions`.
@@ -196,7 +213,12 @@ impl Supervisor {
                 }
                 self.settle(actions);
             }
-            Event::Answered { worker, job, failed, run_ns } => self.answered(worker, job, failed, run_ns, actions),
+            Event::Answered {
+                worker,
+                job,
+                failed,
+                run_ns,
+            } => self.answered(worker, job, failed, run_ns, actions),
             Event::Withdrawn { worker, job } => {
                 if self.take_from(worker, job) {
                     self.jobs.remove(&job);
@@ -215,7 +237,11 @@ impl Supervisor {
                     _ => {
                         self.pending.retain(|&pending| pending != job);
                         self.jobs.remove(&job);
-                        actions.push(Action::Lose { job, worker: None, cause: Cause::TooLarge });
+                        actions.push(Action::Lose {
+                            job,
+                            worker: None,
+                            cause: Cause::TooLarge,
+                        });
                     }
                 }
                 self.settle(actions);
@@ -238,8 +264,7 @@ impl Supervisor {
             Event::Corrupt { worker } => self.condemn(worker, Cause::Died, actions),
             Event::Unusable => {
                 self.give_up(actions);
-                let workers: Vec<_> = self.workers.keys().copied().collect();
-                workers.into_iter().for_each(|worker| self.condemn(worker, Cause::Unusable, actions));
+                self.condemn_all(Cause::Unusable, actions);
                 self.settle(actions);
             }
             Event::ShutDown { cancel } => {
@@ -256,21 +281,30 @@ impl Supervisor {
                     self.phase = Phase::Terminated;
                 }
                 self.cancel_pending(actions);
-                let workers: Vec<_> = self.workers.keys().copied().collect();
-                workers.into_iter().for_each(|worker| self.condemn(worker, Cause::Terminated, actions));
+                self.condemn_all(Cause::Terminated, actions);
                 self.settle(actions);
             }
         }
     }
 
-    fn answered(&mut self, worker: WorkerId, job: JobId, failed: bool, run_ns: u64, actions: &mut Vec<Action>) {
+    fn answered(
+        &mut self,
+        worker: WorkerId,
+        job: JobId,
+        failed: bool,
+        run_ns: u64,
+        actions: &mut Vec<Action>,
+    ) {
         if !self.take_from(worker, job) {
             return;
         }
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.full = false;
-            let sample = run_ns as f64;
-            worker.run_ns = Some(worker.run_ns.map_or(sample, |mean| mean + (sample - mean) / 8.0));
+            worker.run_ns = Some(
+                worker
+                    .run_ns
+                    .map_or(run_ns, |mean| mean - mean / 8 + run_ns / 8),
+            );
         }
         if failed && self.may_run_again(job) {
             self.pending.push_back(job);
@@ -283,7 +317,9 @@ impl Supervisor {
     }
 
     fn gone(&mut self, id: WorkerId, begun: Option<JobId>, actions: &mut Vec<Action>) {
-        let Some(mut worker) = self.workers.remove(&id) else { return };
+        let Some(mut worker) = self.workers.remove(&id) else {
+            return;
+        };
         if !worker.ready && worker.condemned.is_none() {
             self.failed_starts += 1;
         }
@@ -296,7 +332,11 @@ impl Supervisor {
                 self.pending.push_back(job);
             } else {
                 self.jobs.remove(&job);
-                actions.push(Action::Lose { job, worker: Some(id), cause });
+                actions.push(Action::Lose {
+                    job,
+                    worker: Some(id),
+                    cause,
+                });
             }
         }
         // Jobs that it had not begun were not touched: they go first.
@@ -349,7 +389,8 @@ impl Supervisor {
                 _ if self.workers.len() < self.most_workers => self.spawn(actions),
                 _ => return,
             };
-            if let (Some(worker), Some(job)) = (self.workers.get_mut(&id), self.pending.pop_front()) {
+            if let (Some(worker), Some(job)) = (self.workers.get_mut(&id), self.pending.pop_front())
+            {
                 worker.queue.push_back(job);
                 actions.push(Action::Send { worker: id, job });
             }
@@ -378,16 +419,25 @@ impl Supervisor {
         if !self.pending.is_empty() || self.phase >= Phase::Terminated {
             return;
         }
-        let idle = self.workers.values().any(|worker| worker.ready && worker.queue.is_empty() && worker.takes_jobs());
+        let idle = self
+            .workers
+            .values()
+            .any(|worker| worker.ready && worker.queue.is_empty() && worker.takes_jobs());
         if !idle && self.workers.len() >= self.most_workers {
             return;
         }
-        let busiest = self.workers.iter().max_by_key(|(_, worker)| worker.queue.len());
+        let busiest = self
+            .workers
+            .iter()
+            .max_by_key(|(_, worker)| worker.queue.len());
         if let Some((&id, worker)) = busiest
             && worker.queue.len() >= 2
             && worker.condemned.is_none()
         {
-            actions.push(Action::Revoke { worker: id, count: worker.queue.len() / 2 });
+            actions.push(Action::Revoke {
+                worker: id,
+                count: worker.queue.len() / 2,
+            });
         }
     }
 
@@ -400,11 +450,22 @@ impl Supervisor {
         }
     }
 
+    fn condemn_all(&mut self, cause: Cause, actions: &mut Vec<Action>) {
+        let workers: Vec<_> = self.workers.keys().copied().collect();
+        for worker in workers {
+            self.condemn(worker, cause, actions);
+        }
+    }
+
     fn give_up(&mut self, actions: &mut Vec<Action>) {
         self.unusable = true;
         for job in self.pending.drain(..) {
             self.jobs.remove(&job);
-            actions.push(Action::Lose { job, worker: None, cause: Cause::Unusable });
+            actions.push(Action::Lose {
+                job,
+                worker: None,
+                cause: Cause::Unusable,
+            });
         }
     }
 
@@ -427,9 +488,13 @@ impl Supervisor {
     }
 
     fn take_from(&mut self, worker: WorkerId, job: JobId) -> bool {
-        let Some(worker) = self.workers.get_mut(&worker) else { return false };
+        let Some(worker) = self.workers.get_mut(&worker) else {
+            return false;
+        };
         // Answers come in order, so this is the front but for withdrawn jobs.
-        let Some(at) = worker.queue.iter().position(|&queued| queued == job) else { return false };
+        let Some(at) = worker.queue.iter().position(|&queued| queued == job) else {
+            return false;
+        };
         worker.queue.remove(at);
         true
     }

@@ -1,8 +1,10 @@
 //! A worker's end of its lane: waits for calls, answers them, and tells which memory it does not use any more.
+#![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use plait_sync::bell::ASLEEP;
 use plait_sync::{ring, window};
 
 use super::lane::{ARENA, INLINE_MOST, Lane, Replies, Requests, Returns};
@@ -30,7 +32,13 @@ pub enum Bytes {
 #[derive(Debug)]
 pub enum Call {
     /// Run a function.
-    Run { job: JobId, function: u64, definition: Option<Bytes>, arguments: Bytes, buffers: Vec<Bytes> },
+    Run {
+        job: JobId,
+        slot: u64,
+        definition: Option<Bytes>,
+        arguments: Bytes,
+        buffers: Vec<Bytes>,
+    },
     /// Leave.
     Stop,
 }
@@ -41,7 +49,10 @@ struct Released(Mutex<Vec<u64>>);
 
 impl GiveBack for Released {
     fn give_back(&self, offset: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(offset);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(offset);
     }
 }
 
@@ -89,7 +100,7 @@ impl Worker {
         self.requests.has_frame()
     }
 
-    /// Returns when there is a call: looks again for a moment, then sleeps.
+    /// Waits for a call: looks again for a moment, then sleeps. May return without one, after a signal for instance.
     pub fn wait(&mut self) -> io::Result<()> {
         for _ in 0..SPINS {
             if self.has_call() {
@@ -102,22 +113,31 @@ impl Worker {
             self.push(&Reply::Released { released })?;
         }
         let bell = &self.lane.control().worker_bell;
-        while !self.has_call() {
-            bell.announce();
-            if !self.has_call() {
-                futex::wait(bell.word(), plait_sync::bell::ASLEEP, None);
-            }
-            bell.withdraw();
+        bell.announce();
+        if !self.has_call() {
+            futex::wait(bell.word(), ASLEEP, None);
         }
+        bell.withdraw();
         Ok(())
     }
 
     /// Claims the oldest call and marks it as begun; `None` if there is none.
     pub fn take(&mut self) -> io::Result<Option<Call>> {
-        let Some(claim) = self.requests.claim() else { return Ok(None) };
-        claim.read(&mut self.frame).map_err(|_| io::ErrorKind::InvalidData)?;
+        let Some(claim) = self.requests.claim() else {
+            return Ok(None);
+        };
+        claim
+            .read(&mut self.frame)
+            .map_err(|_| io::ErrorKind::InvalidData)?;
         let request = Request::decode(&self.frame).map_err(|_| io::ErrorKind::InvalidData)?;
-        let Request::Call { job, function, definition, arguments, buffers } = request else {
+        let Request::Call {
+            job,
+            slot,
+            definition,
+            arguments,
+            buffers,
+        } = request
+        else {
             return Ok(Some(Call::Stop));
         };
         let bytes = |piece: Piece<'_>| match piece {
@@ -131,7 +151,7 @@ impl Worker {
         };
         let call = Call::Run {
             job,
-            function,
+            slot,
             definition: definition.map(bytes).transpose()?,
             arguments: bytes(arguments)?,
             buffers: buffers.into_iter().map(bytes).collect::<io::Result<_>>()?,
@@ -149,12 +169,20 @@ impl Worker {
     /// Tells the pool that no worker can be used; `text` is the traceback of the initializer.
     pub fn unusable(&mut self, text: &[u8]) -> io::Result<()> {
         let text = &text[..text.len().min(INLINE_MOST)];
-        self.push(&Reply::Unusable { text: Piece::Inline(text) })
+        self.push(&Reply::Unusable {
+            text: Piece::Inline(text),
+        })
     }
 
     /// Publishes the answer of `job`. An error of kind `OutOfMemory` means that it was not published for lack of room
     /// in shared memory; every other one that the pool cannot be reached.
-    pub fn answer(&mut self, job: JobId, status: Status, payload: &[u8], buffers: &[&[u8]]) -> io::Result<()> {
+    pub fn answer(
+        &mut self,
+        job: JobId,
+        status: Status,
+        payload: &[u8],
+        buffers: &[&[u8]],
+    ) -> io::Result<()> {
         let run_ns = monotonic_ns().saturating_sub(self.began_ns);
         self.collect_returns()?;
         let mut room = INLINE_MOST;
@@ -165,16 +193,23 @@ impl Worker {
                 room -= bytes.len();
                 return Ok(None);
             }
-            let offset = results.allocate(bytes.len()).ok_or(io::ErrorKind::OutOfMemory)?;
+            let offset = results
+                .allocate(bytes.len())
+                .ok_or(io::ErrorKind::OutOfMemory)?;
             stored.push(offset);
             results.mapping().copy_in(offset as usize, bytes);
             Ok(Some((offset, bytes.len() as u64)))
         };
-        let placed: io::Result<Vec<_>> = std::iter::once(payload).chain(buffers.iter().copied()).map(&mut place).collect();
+        let placed: io::Result<Vec<_>> = std::iter::once(payload)
+            .chain(buffers.iter().copied())
+            .map(&mut place)
+            .collect();
         let placed = match placed {
             Ok(placed) => placed,
             Err(error) => {
-                stored.iter().for_each(|&offset| drop(self.results.release(offset)));
+                for offset in stored {
+                    self.results.release(offset);
+                }
                 return Err(error);
             }
         };
@@ -187,7 +222,11 @@ impl Worker {
             status,
             run_ns,
             payload: piece(payload, &placed[0]),
-            buffers: buffers.iter().zip(&placed[1..]).map(|(bytes, place)| piece(bytes, place)).collect(),
+            buffers: buffers
+                .iter()
+                .zip(&placed[1..])
+                .map(|(bytes, place)| piece(bytes, place))
+                .collect(),
             released: self.released.take(),
         };
         self.push(&reply)?;
@@ -198,7 +237,11 @@ impl Worker {
     /// Frees the pieces of results that the pool does not use any more.
     fn collect_returns(&mut self) -> io::Result<()> {
         while self.returns.has_frame() {
-            if !self.returns.pop(&mut self.frame).map_err(|_| io::ErrorKind::InvalidData)? {
+            if !self
+                .returns
+                .pop(&mut self.frame)
+                .map_err(|_| io::ErrorKind::InvalidData)?
+            {
                 break;
             }
             if let Ok(offset) = self.frame[..].try_into() {
@@ -221,7 +264,7 @@ impl Worker {
                     // A second look, after the announcement: the pool may have made room just before.
                     let pushed = self.replies.push(&[&self.frame]);
                     if pushed == Err(ring::PushError::Full) {
-                        futex::wait(bell.word(), plait_sync::bell::ASLEEP, None);
+                        futex::wait(bell.word(), ASLEEP, None);
                     }
                     bell.withdraw();
                     if pushed.is_ok() {

@@ -3,6 +3,7 @@
 //! To the zygote: `CONFIGURE` (one descriptor: the configuration's bytes) once, then `SPAWN worker` (three descriptors:
 //! lane, arguments, doorbell). From it: `STARTED worker pid` (one descriptor: a pidfd), `EXITED worker pid status` (as
 //! `wait` gives it), `FAILED worker errno` (it could not fork). The end of the link on either side ends the other.
+#![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
 use std::ffi::OsString;
 use std::io;
@@ -33,9 +34,17 @@ pub struct Launch {
 #[derive(Debug)]
 pub enum Report {
     /// The worker runs.
-    Started { worker: WorkerId, pid: u32, pidfd: OwnedFd },
+    Started {
+        worker: WorkerId,
+        pid: u32,
+        pidfd: OwnedFd,
+    },
     /// The worker has ended, with this status as `wait` gives it.
-    Exited { worker: WorkerId, pid: u32, status: i32 },
+    Exited {
+        worker: WorkerId,
+        pid: u32,
+        status: i32,
+    },
     /// The worker could not be forked.
     Failed { worker: WorkerId, errno: i32 },
 }
@@ -51,11 +60,14 @@ impl Zygote {
     /// Starts one.
     pub fn start(launch: &Launch) -> io::Result<Self> {
         let (channel, theirs) = Channel::pair()?;
-        let configuration = Mapping::create("plait-configuration", launch.configuration.len().max(1))?;
+        let configuration =
+            Mapping::create("plait-configuration", launch.configuration.len().max(1))?;
         configuration.copy_in(0, &launch.configuration);
         let child = process::start(&launch.command, theirs)?;
         let zygote = Self { channel, child };
-        zygote.channel.send(&[CONFIGURE], &[configuration.as_fd()])?;
+        zygote
+            .channel
+            .send(&[CONFIGURE], &[configuration.as_fd()])?;
         Ok(zygote)
     }
 
@@ -74,7 +86,9 @@ impl Zygote {
 
     /// The next report, if there is one; an error if the zygote is gone.
     pub fn report(&self) -> io::Result<Option<Report>> {
-        let Some(mut message) = self.channel.try_receive()? else { return Ok(None) };
+        let Some(mut message) = self.channel.try_receive()? else {
+            return Ok(None);
+        };
         let mut rest = &message.bytes[..];
         let kind = *rest.split_off_first().ok_or(io::ErrorKind::InvalidData)?;
         let worker = u64::from_le_bytes(chunk(&mut rest)?);
@@ -89,7 +103,10 @@ impl Zygote {
                 pid: u32::from_le_bytes(chunk(&mut rest)?),
                 status: i32::from_le_bytes(chunk(&mut rest)?),
             },
-            FAILED => Report::Failed { worker, errno: i32::from_le_bytes(chunk(&mut rest)?) },
+            FAILED => Report::Failed {
+                worker,
+                errno: i32::from_le_bytes(chunk(&mut rest)?),
+            },
             _ => return Err(io::ErrorKind::InvalidData.into()),
         };
         Ok(Some(report))

@@ -22,7 +22,11 @@ impl Arena {
     /// Everything from `base` (a multiple of the page size) to the end of the mapping.
     pub fn new(mapping: Arc<Mapping>, base: u64) -> Self {
         let extents = Mutex::new(Extents::new((mapping.len() as u64).saturating_sub(base)));
-        Self { mapping, base, extents }
+        Self {
+            mapping,
+            base,
+            extents,
+        }
     }
 
     /// New memory of its own for an arena, as large as the machine allows up to `largest` bytes.
@@ -38,14 +42,20 @@ impl Arena {
     /// The offset (in the mapping) of `length` free bytes, which are the caller's until [`Self::release`].
     pub fn allocate(&self, length: usize) -> Option<u64> {
         let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
-        extents.allocate(length as u64).map(|start| self.base + start)
+        extents
+            .allocate(length as u64)
+            .map(|start| self.base + start)
     }
 
     /// Takes a piece back; false if nothing that is in use starts there.
     pub fn release(&self, offset: u64) -> bool {
-        let Some(start) = offset.checked_sub(self.base) else { return false };
+        let Some(start) = offset.checked_sub(self.base) else {
+            return false;
+        };
         let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(length) = extents.release(start) else { return false };
+        let Some(length) = extents.release(start) else {
+            return false;
+        };
         if extents.free_bytes() > KEEP_WARM {
             // Under the lock: a piece handed out again must not lose its pages. If it fails, the pages just stay.
             let _ = self.mapping.discard(offset as usize, length as usize);
@@ -55,14 +65,23 @@ impl Arena {
 
     /// How many pieces are in use.
     pub fn in_use(&self) -> usize {
-        self.extents.lock().unwrap_or_else(PoisonError::into_inner).in_use()
+        self.extents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .in_use()
     }
 
     /// Copies `bytes` into a block of its own; `None` if there is no room.
     pub fn store(self: &Arc<Self>, bytes: &[u8]) -> Option<Block> {
         let offset = self.allocate(bytes.len())?;
-        let block = Block { arena: Arc::clone(self), offset, length: bytes.len() };
-        self.mapping.copy_in(offset as usize, bytes).then_some(block)
+        let block = Block {
+            arena: Arc::clone(self),
+            offset,
+            length: bytes.len(),
+        };
+        self.mapping
+            .copy_in(offset as usize, bytes)
+            .then_some(block)
     }
 }
 
@@ -105,7 +124,11 @@ impl Block {
     /// A block of its own with the same bytes; `None` if there is no room.
     pub fn duplicate(&self) -> Option<Self> {
         let mut bytes = vec![0; self.length];
-        if !self.arena.mapping.copy_out(self.offset as usize, &mut bytes) {
+        if !self
+            .arena
+            .mapping
+            .copy_out(self.offset as usize, &mut bytes)
+        {
             return None;
         }
         self.arena.store(&bytes)

@@ -24,28 +24,36 @@ pub struct Extents {
 impl Extents {
     /// All of `0 .. capacity` is free.
     pub fn new(capacity: u64) -> Self {
-        Self { capacity, top: 0, free: BTreeMap::new(), used: BTreeMap::new(), free_bytes: 0 }
+        Self {
+            capacity,
+            top: 0,
+            free: BTreeMap::new(),
+            used: BTreeMap::new(),
+            free_bytes: 0,
+        }
     }
 
     /// Takes a piece of at least `length` bytes; `None` if none is left. Used pieces are preferred: their pages exist.
     pub fn allocate(&mut self, length: u64) -> Option<u64> {
         let length = length.max(1).checked_next_multiple_of(PAGE)?;
-        let best = self.free.iter().filter(|&(_, &size)| size >= length).min_by_key(|&(_, &size)| size);
-        let start = match best.map(|(&start, &size)| (start, size)) {
-            Some((start, size)) => {
-                self.free.remove(&start);
-                if size > length {
-                    self.free.insert(start + length, size - length);
-                }
-                self.free_bytes -= length;
-                start
+        let best = self
+            .free
+            .iter()
+            .filter(|&(_, &size)| size >= length)
+            .min_by_key(|&(_, &size)| size);
+        let start = if let Some((&start, &size)) = best {
+            self.free.remove(&start);
+            if size > length {
+                self.free.insert(start + length, size - length);
             }
-            None => {
-                let start = self.top;
-                let end = start.checked_add(length).filter(|&end| end <= self.capacity)?;
-                self.top = end;
-                start
-            }
+            self.free_bytes -= length;
+            start
+        } else {
+            let start = self.top;
+            self.top = start
+                .checked_add(length)
+                .filter(|&end| end <= self.capacity)?;
+            start
         };
         self.used.insert(start, length);
         Some(start)

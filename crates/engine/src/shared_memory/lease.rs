@@ -30,10 +30,21 @@ unsafe impl Sync for Lease {}
 
 impl Lease {
     /// Takes over the piece at `offset`; `None` if it does not lie inside the mapping (a peer wrote rubbish).
-    pub fn new(mapping: &Arc<Mapping>, offset: u64, length: u64, owner: Arc<dyn GiveBack>) -> Option<Self> {
+    pub fn new(
+        mapping: &Arc<Mapping>,
+        offset: u64,
+        length: u64,
+        owner: Arc<dyn GiveBack>,
+    ) -> Option<Self> {
         let (at, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
         let start = mapping.address(at, length)?;
-        Some(Self { mapping: Arc::clone(mapping), offset, length, start, owner })
+        Some(Self {
+            mapping: Arc::clone(mapping),
+            offset,
+            length,
+            start,
+            owner,
+        })
     }
 
     /// The first byte.
@@ -61,7 +72,10 @@ impl Lease {
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("offset", &self.offset).field("length", &self.length).finish_non_exhaustive()
+        f.debug_struct("Lease")
+            .field("offset", &self.offset)
+            .field("length", &self.length)
+            .finish_non_exhaustive()
     }
 }
 

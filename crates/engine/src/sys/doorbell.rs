@@ -22,7 +22,10 @@ pub struct Woken {
 impl Doorbell {
     /// A bell that nobody has rung.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(Self(eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?))
     }
 
     /// The bell behind a descriptor that came from the other side.
@@ -40,7 +43,11 @@ impl Doorbell {
     }
 
     /// Waits until the bell is rung, `other` is readable, or the time is over.
-    pub fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<Woken> {
+    pub fn wait(
+        &self,
+        other: Option<BorrowedFd<'_>>,
+        timeout: Option<Duration>,
+    ) -> io::Result<Woken> {
         let timeout = timeout.map(|limit| Timespec {
             tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: limit.subsec_nanos().into(),
@@ -53,8 +60,10 @@ impl Doorbell {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let woken =
-            Woken { rung: !fds[0].revents().is_empty(), readable: fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) };
+        let woken = Woken {
+            rung: !fds[0].revents().is_empty(),
+            readable: fds.get(1).is_some_and(|fd| !fd.revents().is_empty()),
+        };
         if woken.rung {
             // Resets the counter; it cannot block, and another reader does not exist.
             let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);

@@ -32,14 +32,24 @@ impl Mapping {
 
     /// The memory behind a descriptor that came from another process.
     pub fn open(fd: OwnedFd) -> io::Result<Self> {
-        let length = usize::try_from(fstat(&fd)?.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
+        let length =
+            usize::try_from(fstat(&fd)?.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
         Self::of(fd, length)
     }
 
     fn of(fd: OwnedFd, length: usize) -> io::Result<Self> {
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address the kernel chooses aliases nothing of this process.
-        let start = unsafe { mmap(ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, flags, &fd, 0)? };
+        let start = unsafe {
+            mmap(
+                ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags,
+                &fd,
+                0,
+            )?
+        };
         // SAFETY: the range was mapped just now. A core dump of the caller need not contain gigabytes of arena.
         let _ = unsafe { madvise(start, length, Advice::LinuxDontDump) };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
@@ -65,7 +75,9 @@ impl Mapping {
 
     /// Copies `from` to `offset`; false (and nothing copied) if it does not fit there.
     pub fn copy_in(&self, offset: usize, from: &[u8]) -> bool {
-        let Some(target) = self.address(offset, from.len()) else { return false };
+        let Some(target) = self.address(offset, from.len()) else {
+            return false;
+        };
         // SAFETY: the target lies inside the mapping; `from` is memory of this process outside of it.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), target.as_ptr(), from.len()) };
         true
@@ -73,7 +85,9 @@ impl Mapping {
 
     /// Copies from `offset` into `into`; false (and nothing copied) if those bytes do not lie inside.
     pub fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool {
-        let Some(source) = self.address(offset, into.len()) else { return false };
+        let Some(source) = self.address(offset, into.len()) else {
+            return false;
+        };
         // SAFETY: the source lies inside the mapping; `into` is memory of this process outside of it.
         unsafe { ptr::copy_nonoverlapping(source.as_ptr(), into.as_mut_ptr(), into.len()) };
         true
@@ -83,16 +97,6 @@ impl Mapping {
     pub fn discard(&self, offset: usize, length: usize) -> io::Result<()> {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(fallocate(&self.fd, mode, offset as u64, length as u64)?)
-    }
-
-    /// A reference to a `T` at `offset`.
-    ///
-    /// # Safety
-    /// Any bytes another process may leave there are a valid `T`, and `T` is changed only through atomics.
-    pub unsafe fn at<T>(&self, offset: usize) -> Option<&T> {
-        let address = self.address(offset, size_of::<T>())?.cast::<T>();
-        // SAFETY: inside the mapping, aligned (checked), valid whatever it holds (the caller says so).
-        address.is_aligned().then(|| unsafe { address.as_ref() })
     }
 }
 

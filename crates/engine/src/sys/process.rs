@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Signal, getpid, getppid, pidfd_send_signal, set_parent_process_death_signal};
+use rustix::process::{
+    Signal, getpid, getppid, pidfd_send_signal, set_parent_process_death_signal,
+};
 
 /// The id of the calling process; asks the kernel, so it is right after a fork.
 pub fn id() -> u32 {
@@ -16,7 +18,10 @@ pub fn id() -> u32 {
 /// neither copies the caller's page tables nor runs anything of the caller's in the child.
 pub fn start(command: &[OsString], stdin: OwnedFd) -> io::Result<Child> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    Command::new(program).args(arguments).stdin(Stdio::from(stdin)).spawn()
+    Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::from(stdin))
+        .spawn()
 }
 
 /// Ends the process behind a pidfd, whatever it is doing. One that is gone already is no error.

@@ -1,0 +1,572 @@
+//! The process pool and a worker's end of it: bytes, buffers and futures in, engine calls out.
+#![allow(unsafe_code)]
+
+use std::ffi::{OsString, c_int};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use plait_engine::process_pool::state::Cause;
+use plait_engine::process_pool::{
+    Bytes, Call, Deliver, Function as EngineFunction, Handle, Job, Launch, Outcome, Payload,
+    ProcessEnd, ProcessPool as EnginePool, Refused, Worker as EngineWorker, protocol::Status,
+};
+use plait_engine::shared_memory::Lease;
+use plait_engine::sys::doorbell::Doorbell;
+use plait_engine::sys::mapping::Mapping;
+use plait_engine::sys::process;
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyList, PyType};
+
+use crate::future::{Future, Wake};
+
+/// How often a thread that waits for a pool to close looks for signals such as Ctrl-C.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(40);
+
+/// Memory shared with another process, as a buffer; given back when the last view of it is gone.
+#[pyclass(frozen, module = "plait._rust")]
+pub struct SharedBuffer {
+    lease: Lease,
+}
+
+#[pymethods]
+impl SharedBuffer {
+    fn __len__(&self) -> usize {
+        self.lease.len()
+    }
+
+    /// # Safety
+    /// Called by the interpreter, with a `view` it has allocated.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        let lease = &slf.get().lease;
+        let length = isize::try_from(lease.len()).unwrap_or(isize::MAX);
+        // SAFETY: the memory is mapped for as long as the lease lives, and the view holds a reference to `slf`.
+        // Writable: the process that holds the lease is the only one that uses the piece.
+        let status = unsafe {
+            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), lease.as_ptr().cast(), length, 0, flags)
+        };
+        if status == 0 {
+            Ok(())
+        } else {
+            Err(PyErr::fetch(slf.py()))
+        }
+    }
+}
+
+/// Bytes of a call or an answer, as something `pickle.loads` takes. `writable` where the receiver may change them.
+fn to_python(py: Python<'_>, bytes: Bytes, writable: bool) -> PyResult<Bound<'_, PyAny>> {
+    match bytes {
+        Bytes::Inline(bytes) if writable => {
+            Ok(pyo3::types::PyByteArray::new(py, &bytes).into_any())
+        }
+        Bytes::Inline(bytes) => Ok(PyBytes::new(py, &bytes).into_any()),
+        Bytes::Shared(lease) => Ok(Bound::new(py, SharedBuffer { lease })?.into_any()),
+    }
+}
+
+fn list_of_buffers(py: Python<'_>, buffers: Vec<Bytes>) -> PyResult<Bound<'_, PyList>> {
+    let list = PyList::empty(py);
+    for buffer in buffers {
+        list.append(to_python(py, buffer, true)?)?;
+    }
+    Ok(list)
+}
+
+/// What is wanted back with a job's outcome.
+struct Handed {
+    future: Py<Future>,
+    /// The job's name, or the function to take it from.
+    name: Py<PyAny>,
+    timeout: Option<Duration>,
+}
+
+impl Handle for Handed {
+    fn try_start(&self) -> bool {
+        self.future.get().try_start()
+    }
+}
+
+/// Resolves futures on the collector's thread.
+struct Resolver {
+    exception_of: Option<Py<PyAny>>,
+}
+
+impl Resolver {
+    fn value(
+        &self,
+        py: Python<'_>,
+        handed: &Handed,
+        outcome: Outcome,
+    ) -> PyResult<Result<Py<PyAny>, Py<PyAny>>> {
+        let lost = |kind: &str, pid: u32, end: ProcessEnd, text: &str| {
+            let (exitcode, signal) = match end {
+                ProcessEnd::Exited(status) => (Some(status), None),
+                ProcessEnd::Killed(signal) => (None, Some(signal)),
+                ProcessEnd::Unknown => (None, None),
+            };
+            let timeout = handed.timeout.map(|limit| limit.as_secs_f64());
+            let arguments = (kind, &handed.name, pid, exitcode, signal, timeout, text);
+            match &self.exception_of {
+                Some(exception_of) => exception_of.call1(py, arguments),
+                None => Err(PyRuntimeError::new_err("the pool is closed")),
+            }
+        };
+        match outcome {
+            Outcome::Answer {
+                status: Status::Nothing,
+                ..
+            }
+            | Outcome::Cancelled => Ok(Ok(py.None())),
+            Outcome::Answer {
+                status: Status::Value,
+                payload,
+                buffers,
+            } => loads(py, payload, buffers).map(Ok),
+            Outcome::Answer {
+                status: Status::Raised,
+                payload,
+                buffers,
+            } => {
+                let payload = to_python(py, payload, false)?;
+                let load = py.import("plait._serialize")?.getattr("loads_exception")?;
+                load.call1((payload, list_of_buffers(py, buffers)?))
+                    .map(|error| Err(error.unbind()))
+            }
+            Outcome::Answer {
+                status: Status::Unpicklable,
+                payload,
+                ..
+            } => {
+                let text = match payload {
+                    Bytes::Inline(bytes) => bytes,
+                    Bytes::Shared(lease) => lease.to_vec(),
+                };
+                lost(
+                    "unpicklable",
+                    0,
+                    ProcessEnd::Unknown,
+                    &String::from_utf8_lossy(&text),
+                )
+                .map(Err)
+            }
+            Outcome::Lost {
+                cause,
+                pid,
+                end,
+                text,
+            } => {
+                let kind = match cause {
+                    Cause::Died => "died",
+                    Cause::Overdue => "overdue",
+                    Cause::Unusable => "unusable",
+                    Cause::Terminated => "terminated",
+                    Cause::TooLarge => "too large",
+                };
+                lost(kind, pid, end, &text).map(Err)
+            }
+        }
+    }
+
+    fn resolve(&self, py: Python<'_>, handed: Handed, outcome: Outcome) -> Wake {
+        let future = handed.future.bind(py);
+        if matches!(outcome, Outcome::Cancelled) {
+            // Cancelled by its owner before it was sent, or by the pool that is being shut down.
+            if let Err(error) = future.call_method0(intern!(py, "cancel")) {
+                error.write_unraisable(py, Some(future.as_any()));
+            }
+            Future::notify_cancelled(future);
+            return Wake::default();
+        }
+        let outcome = match self.value(py, &handed, outcome) {
+            Ok(outcome) => outcome,
+            // Unpickling runs the user's code, which may raise: that is the job's outcome then.
+            Err(error) => Err(error.into_value(py).into_any()),
+        };
+        Future::resolve_later(future, outcome)
+    }
+}
+
+fn loads(py: Python<'_>, payload: Bytes, buffers: Vec<Bytes>) -> PyResult<Py<PyAny>> {
+    static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let loads = LOADS.import(py, "pickle", "loads")?;
+    let payload = to_python(py, payload, false)?;
+    if buffers.is_empty() {
+        return loads.call1((payload,)).map(Bound::unbind);
+    }
+    let options = PyDict::new(py);
+    options.set_item(intern!(py, "buffers"), list_of_buffers(py, buffers)?)?;
+    loads.call((payload,), Some(&options)).map(Bound::unbind)
+}
+
+impl Deliver<Handed> for Resolver {
+    fn deliver(&mut self, batch: Vec<(Handed, Outcome)>) {
+        let mut batch = Some(batch);
+        let woken = Python::try_attach(|py| {
+            let mut wake = Wake::default();
+            for (handed, outcome) in batch.take().into_iter().flatten() {
+                wake.merge(self.resolve(py, handed, outcome));
+            }
+            wake
+        });
+        match woken {
+            Some(mut wake) => wake.now(),
+            // The interpreter is going away, and nobody may touch its objects any more.
+            None => std::mem::forget(batch),
+        }
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        let exception_of = self.exception_of.take();
+        // Dropped on the collector's thread, which is not attached; without an interpreter it can only be left.
+        if Python::try_attach(|_| ()).is_some() {
+            Python::attach(|_| drop(exception_of));
+        } else {
+            std::mem::forget(exception_of);
+        }
+    }
+}
+
+/// A function as a pool sends it.
+#[pyclass(frozen, module = "plait._rust")]
+pub struct Function {
+    inner: Arc<EngineFunction>,
+}
+
+/// A pool of worker processes. `plait.process_pool.ProcessPool` is its face.
+#[pyclass(frozen, module = "plait._rust")]
+pub struct ProcessPool {
+    inner: EnginePool<Handed>,
+    future_type: Py<PyType>,
+}
+
+fn no_room() -> PyErr {
+    PyMemoryError::new_err("no room in the memory shared with worker processes")
+}
+
+fn to_duration(seconds: Option<f64>) -> PyResult<Option<Duration>> {
+    let convert = |seconds: f64| {
+        Duration::try_from_secs_f64(seconds).map_err(|_| {
+            PyValueError::new_err(format!(
+                "timeout must be a number of seconds >= 0, not {seconds}"
+            ))
+        })
+    };
+    seconds
+        .filter(|seconds| *seconds != f64::INFINITY)
+        .map(convert)
+        .transpose()
+}
+
+#[pymethods]
+impl ProcessPool {
+    #[new]
+    fn new(
+        workers: usize,
+        command: Vec<OsString>,
+        configuration: Vec<u8>,
+        future_type: Py<PyType>,
+        exception_of: Py<PyAny>,
+    ) -> PyResult<Self> {
+        let launch = Launch {
+            command,
+            configuration,
+        };
+        let inner = EnginePool::new(
+            workers,
+            launch,
+            Resolver {
+                exception_of: Some(exception_of),
+            },
+        )?;
+        Ok(Self { inner, future_type })
+    }
+
+    /// A function that jobs can name, kept by workers in `slot`, or sent along with each job.
+    fn function(&self, slot: Option<u64>, definition: &[u8]) -> PyResult<Function> {
+        self.inner
+            .function(slot, definition)
+            .map(|inner| Function { inner })
+            .ok_or_else(no_room)
+    }
+
+    /// Queues a job; its future.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one call instead of seven is what makes it fast"
+    )]
+    fn submit<'py>(
+        &self,
+        py: Python<'py>,
+        function: &Bound<'py, Function>,
+        payload: &[u8],
+        buffers: Vec<Bound<'py, PyAny>>,
+        name: Py<PyAny>,
+        timeout: Option<f64>,
+        retries: u32,
+    ) -> PyResult<Bound<'py, Future>> {
+        let timeout = to_duration(timeout)?;
+        let mut room = EnginePool::<Handed>::INLINE_ROOM / 2;
+        let arguments = self.inner.payload(payload, &mut room).ok_or_else(no_room)?;
+        let buffers: PyResult<Vec<Payload>> = buffers
+            .iter()
+            .map(|buffer| {
+                with_bytes(buffer, |bytes| self.inner.payload(bytes, &mut room))?
+                    .ok_or_else(no_room)
+            })
+            .collect();
+        let job = Job {
+            function: Arc::clone(&function.get().inner),
+            arguments,
+            buffers: buffers?,
+            timeout,
+            retries,
+        };
+        let future = Future::create(py, self.future_type.bind(py))?;
+        let handed = Handed {
+            future: future.clone().unbind(),
+            name,
+            timeout,
+        };
+        self.inner
+            .submit(handed, job)
+            .map_err(|(_, refused)| refusal(py, refused))?;
+        Ok(future)
+    }
+
+    /// No more jobs; with `cancel`, those that were not sent are cancelled.
+    fn shut_down(&self, py: Python<'_>, cancel: bool) {
+        py.detach(|| self.inner.shut_down(cancel));
+    }
+
+    /// Ends every worker now.
+    fn terminate(&self, py: Python<'_>) {
+        py.detach(|| self.inner.terminate());
+    }
+
+    /// Waits until every job has ended and everything is given back; Ctrl-C interrupts.
+    fn wait_closed(&self, py: Python<'_>) -> PyResult<()> {
+        while !py.detach(|| self.inner.wait_closed(SIGNAL_INTERVAL)) {
+            py.check_signals()?;
+        }
+        Ok(())
+    }
+
+    /// What the pool is doing at the moment.
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let statistics = py.detach(|| self.inner.statistics());
+        let dict = PyDict::new(py);
+        dict.set_item("jobs", statistics.jobs)?;
+        dict.set_item("pending", statistics.pending)?;
+        dict.set_item("workers", statistics.workers)?;
+        dict.set_item("blocks", statistics.blocks)?;
+        Ok(dict)
+    }
+}
+
+fn refusal(py: Python<'_>, refused: Refused) -> PyErr {
+    match refused {
+        Refused::ShutDown => PyRuntimeError::new_err("cannot schedule new futures after shutdown"),
+        Refused::Unusable(text) => {
+            let message = format!("no worker of the pool can be used: {text}");
+            let broken = py
+                .import("concurrent.futures.process")
+                .and_then(|module| module.getattr("BrokenProcessPool"))
+                .and_then(|class| class.call1((message,)));
+            broken.map_or_else(|error| error, PyErr::from_value)
+        }
+        Refused::Forked { owner } => PyRuntimeError::new_err(format!(
+            "this pool belongs to process {owner}, of which this one is a fork; make a new pool here"
+        )),
+    }
+}
+
+/// Calls `body` with the bytes of a contiguous buffer.
+fn with_bytes<R>(object: &Bound<'_, PyAny>, body: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
+    let buffer = PyUntypedBuffer::get(object)?;
+    if !buffer.is_c_contiguous() && !buffer.is_fortran_contiguous() {
+        return Err(PyValueError::new_err(
+            "a buffer sent to another process must be contiguous",
+        ));
+    }
+    let length = buffer.len_bytes();
+    if length == 0 {
+        return Ok(body(&[]));
+    }
+    // SAFETY: contiguous and exported for as long as `buffer` lives. Its owner may write to it meanwhile from another
+    // thread, as with any buffer that is copied while others can reach it: the copy is torn then, nothing else.
+    Ok(body(unsafe {
+        std::slice::from_raw_parts(buffer.buf_ptr().cast(), length)
+    }))
+}
+
+/// A worker's end of its lane. Used by one thread of the worker.
+#[pyclass(frozen, module = "plait._rust")]
+pub struct Worker {
+    inner: Mutex<WorkerState>,
+}
+
+struct WorkerState {
+    worker: EngineWorker,
+    /// The call that was taken and not handed out.
+    call: Option<Call>,
+}
+
+fn lost_pool(error: &io::Error) -> PyErr {
+    if error.kind() == io::ErrorKind::OutOfMemory {
+        return no_room();
+    }
+    PyRuntimeError::new_err(format!(
+        "the pool of this worker cannot be reached: {error}"
+    ))
+}
+
+impl Worker {
+    fn with<R: Send>(&self, py: Python<'_>, body: impl Send + FnOnce(&mut WorkerState) -> R) -> R {
+        py.detach(|| body(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+#[pymethods]
+impl Worker {
+    /// Takes over the descriptors that the zygote has received.
+    #[new]
+    fn new(lane: RawFd, arguments: RawFd, doorbell: RawFd) -> PyResult<Self> {
+        // SAFETY: the zygote received them for this worker and forgets them.
+        let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+        let (lane, arguments) = (Mapping::open(own(lane))?, Mapping::open(own(arguments))?);
+        let worker = EngineWorker::new(lane, arguments, Doorbell::from_fd(own(doorbell)))?;
+        Ok(Self {
+            inner: Mutex::new(WorkerState { worker, call: None }),
+        })
+    }
+
+    /// Tells the pool that this worker takes jobs.
+    fn ready(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |state| state.worker.ready())
+            .map_err(|error| lost_pool(&error))
+    }
+
+    /// Tells the pool that no worker can be used, and why.
+    fn unusable(&self, py: Python<'_>, text: &str) -> PyResult<()> {
+        self.with(py, |state| state.worker.unusable(text.as_bytes()))
+            .map_err(|error| lost_pool(&error))
+    }
+
+    /// Waits for a call and begins it: the job's number, or `None` if the worker is to leave.
+    fn take(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        loop {
+            let mut guard = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            match guard.worker.take().map_err(|error| lost_pool(&error))? {
+                Some(Call::Stop) => return Ok(None),
+                Some(call @ Call::Run { job, .. }) => {
+                    guard.call = Some(call);
+                    return Ok(Some(job));
+                }
+                None => {
+                    drop(guard);
+                    self.with(py, |state| state.worker.wait())
+                        .map_err(|error| lost_pool(&error))?;
+                    py.check_signals()?;
+                }
+            }
+        }
+    }
+
+    /// The parts of the call that was taken: function number, its definition if it is new, arguments, buffers.
+    #[allow(clippy::type_complexity, reason = "it is a tuple in Python")]
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(
+        u64,
+        Option<Bound<'py, PyAny>>,
+        Bound<'py, PyAny>,
+        Bound<'py, PyList>,
+    )> {
+        let call = self
+            .inner
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .call
+            .take();
+        let Some(Call::Run {
+            slot,
+            definition,
+            arguments,
+            buffers,
+            ..
+        }) = call
+        else {
+            return Err(PyRuntimeError::new_err("no call was taken"));
+        };
+        let definition = definition
+            .map(|bytes| to_python(py, bytes, false))
+            .transpose()?;
+        Ok((
+            slot,
+            definition,
+            to_python(py, arguments, false)?,
+            list_of_buffers(py, buffers)?,
+        ))
+    }
+
+    /// Publishes the answer of a job. Raises `MemoryError` if there is no room for it in shared memory.
+    fn answer(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        status: u8,
+        payload: &[u8],
+        buffers: Vec<Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let status = match status {
+            0 => Status::Value,
+            1 => Status::Nothing,
+            2 => Status::Raised,
+            _ => Status::Unpicklable,
+        };
+        if buffers.is_empty() {
+            let mut state = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            return state
+                .worker
+                .answer(job, status, payload, &[])
+                .map_err(|error| lost_pool(&error));
+        }
+        let views: Vec<PyUntypedBuffer> = buffers
+            .iter()
+            .map(PyUntypedBuffer::get)
+            .collect::<PyResult<_>>()?;
+        let pieces: Vec<&[u8]> = views
+            .iter()
+            .map(|view| match view.len_bytes() {
+                0 => &[][..],
+                // SAFETY: pickle hands out contiguous buffers only, and `views` keeps them exported. See `with_bytes`.
+                length => unsafe {
+                    std::slice::from_raw_parts(view.buf_ptr().cast::<u8>(), length)
+                },
+            })
+            .collect();
+        self.with(py, |state| {
+            state.worker.answer(job, status, payload, &pieces)
+        })
+        .map_err(|error| lost_pool(&error))
+    }
+}
+
+/// Asks the kernel to end this process with its parent; false if `parent` is gone already.
+#[pyfunction]
+pub fn die_with_parent(parent: u32) -> PyResult<bool> {
+    Ok(process::die_with_parent(parent)?)
+}

@@ -1,0 +1,216 @@
+"""How functions, arguments and results are pickled: by pickle where it can, by cloudpickle where it cannot.
+
+pickle is some ten times faster and sends importable things by reference. cloudpickle sends what the other
+process cannot import (lambdas, closures, everything defined in ``__main__``) by value. Large buffers (numpy
+arrays and whatever else supports protocol 5) are handed out beside the pickle, so that they are copied once,
+into shared memory.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+PROTOCOL = 5
+
+
+def dumps(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Pickle `value`; raises what pickle raises if it cannot be.
+
+    Returns the pickle and its out-of-band buffers.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        payload = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+    except Exception:
+        # Lambdas and the like raise PicklingError, AttributeError or TypeError; cloudpickle may know better.
+        return _dumps_by_value(value)
+    # Something that was sent by reference to `__main__`, which is another module over there. (That the name
+    # merely occurs in a string costs time, not correctness.)
+    if b"__main__" in payload or b"__mp_main__" in payload:
+        return _dumps_by_value(value)
+    return payload, buffers
+
+
+def _dumps_by_value(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    import cloudpickle
+
+    buffers: list[pickle.PickleBuffer] = []
+    return cloudpickle.dumps(value, PROTOCOL, buffer_callback=buffers.append), buffers
+
+
+def dumps_function(function: Callable[..., Any]) -> bytes:
+    """Pickle a function, by reference if it can be imported elsewhere; raises what pickle raises."""
+    try:
+        payload = pickle.dumps(function, PROTOCOL)
+    except Exception:
+        payload = b"__main__"
+    if b"__main__" in payload or b"__mp_main__" in payload:
+        import cloudpickle
+
+        payload = cloudpickle.dumps(function, PROTOCOL)
+    return payload
+
+
+def is_constant(function: Callable[..., Any]) -> bool:
+    """Whether pickling `function` again would give the same, so that it need be sent only once.
+
+    True for what is sent by reference, and for functions sent by value that close over constants and
+    importable things only. What a function reads from a list, an object or a global that may change is read
+    anew for each job.
+    """
+    if isinstance(function, type | BuiltinFunctionType):
+        return _is_importable(function)
+    if not isinstance(function, FunctionType):
+        return False
+    return _is_importable(function) or all(_is_fixed(captured) for captured in _captured(function))
+
+
+def fingerprint(function: Callable[..., Any]) -> tuple[int, ...]:
+    """Changes when what a constant function captures is bound to something else; only comparable while it
+    lives.
+    """
+    if isinstance(function, FunctionType) and not _is_importable(function):
+        return (id(function.__code__), *(id(captured) for captured in _captured(function)))
+    return ()
+
+
+def _captured(function: FunctionType) -> list[Any]:
+    """Everything that pickling `function` by value takes along."""
+    captured: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    captured += vars(function).values()
+    for cell in function.__closure__ or ():
+        try:
+            captured.append(cell.cell_contents)
+        except ValueError:  # empty yet
+            captured.append([])
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        names = function.__globals__
+        captured += [names[name] for name in code.co_names if name in names]
+        codes += [constant for constant in code.co_consts if isinstance(constant, type(code))]
+    return captured
+
+
+_FIXED = (int, float, complex, str, bytes, bool, type(None), range, type(...))
+
+
+def _is_fixed(value: Any) -> bool:
+    if type(value) in _FIXED:
+        return True
+    if isinstance(value, ModuleType):
+        return sys.modules.get(value.__name__) is value
+    if type(value) is tuple or type(value) is frozenset:
+        return all(_is_fixed(item) for item in value)
+    return isinstance(value, FunctionType | BuiltinFunctionType | type) and _is_importable(value)
+
+
+def _is_importable(value: Any) -> bool:
+    """Whether another process finds the same under the same name."""
+    name = getattr(value, "__qualname__", "")
+    module_name = getattr(value, "__module__", None)
+    if module_name in (None, "__main__", "__mp_main__"):
+        # Methods of builtins, `len` and the like: pickle knows where they live.
+        return module_name is None and isinstance(value, BuiltinFunctionType) and _pickles(value)
+    found: Any = sys.modules.get(module_name)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        pickle.dumps(value, PROTOCOL)
+    except Exception:
+        return False
+    return True
+
+
+def describe(value: Any, error: BaseException) -> str:
+    """Say which object inside `value` refused to be pickled, where it sits, and what it said."""
+    path, inner = _find_culprit(value, "", 6)
+    said = f"{type(error).__name__}: {error}"
+    if inner is value:
+        return f"{_show(value)} ({said})"
+    return f"{_show(value)}, because of what is at {path}: {_show(inner)} ({said})"
+
+
+def describe_call(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> str:
+    """Say which part of a call cannot be pickled: the function, or an argument by its position or keyword."""
+    advice = (
+        "pass something that can be pickled (a path instead of an open file, say), or use the threads model"
+    )
+    try:
+        dumps_function(function)
+    except Exception as error:
+        what = f"the function {describe(function, error)} cannot be pickled"
+        return f"{name} cannot be sent to a worker process: {what}; {advice}"
+    named: list[tuple[str, Any]] = [(f"argument {at}", value) for at, value in enumerate(args, 1)]
+    named += [(f"argument {keyword}=", value) for keyword, value in kwargs.items()]
+    for where, value in named:
+        try:
+            dumps(value)
+        except Exception as error:
+            what = f"{where} cannot be pickled: {describe(value, error)}"
+            return f"{name} cannot be sent to a worker process: {what}; {advice}"
+    return f"{name} cannot be sent to a worker process: its arguments cannot be pickled together; {advice}"
+
+
+def _show(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<its repr raised {type(error).__name__}>"
+    if len(text) > 120:
+        text = text[:117] + "..."
+    return f"{type(value).__qualname__} {text}"
+
+
+def _find_culprit(value: Any, path: str, depth: int) -> tuple[str, Any]:
+    """The innermost object that does not pickle, and the way to it."""
+    for step, part in _parts(value) if depth else ():
+        try:
+            dumps(part)
+        except Exception:
+            return _find_culprit(part, path + step, depth - 1)
+    return path, value
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """What `value` consists of, each with how one would write the way to it."""
+    if isinstance(value, dict):
+        return [(f"[{key!r}]", part) for key, part in value.items()]
+    if isinstance(value, list | tuple):
+        return [(f"[{at}]", part) for at, part in enumerate(value)]
+    if isinstance(value, set | frozenset):
+        return [("{...}", part) for part in value]
+    if isinstance(value, FunctionType):
+        return list(zip(map("<closure {}>".format, value.__code__.co_freevars), _cells(value), strict=False))
+    return [(f".{name}", part) for name, part in getattr(value, "__dict__", {}).items()]
+
+
+def _cells(function: FunctionType) -> list[Any]:
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(cell.cell_contents)
+        except ValueError:  # empty yet
+            cells.append(None)
+    return cells
+
+
+def loads_exception(payload: Any, buffers: list[Any]) -> BaseException:
+    """The exception a worker sent, with the remote traceback as its cause. Raises what unpickling raises."""
+    from concurrent.futures.process import _RemoteTraceback
+
+    error, text = pickle.loads(payload, buffers=buffers)
+    if not isinstance(error, BaseException):
+        raise TypeError(f"an exception was expected, and a {type(error).__name__} came; it said\n\n{text}")
+    error.__cause__ = _RemoteTraceback(text)
+    return error

@@ -1,0 +1,161 @@
+"""What a worker process does: takes calls from its lane, runs them, answers.
+
+Forked from the zygote, so this module and what it imports are loaded once. It stays small: what only some
+jobs need (asyncio, traceback, cloudpickle) is imported when the first of them comes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import marshal
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any, NoReturn
+
+from plait import _rust
+from plait._serialize import describe, dumps
+
+VALUE, NOTHING, RAISED, UNPICKLABLE = range(4)
+"""How a call ended; `Status` in `crates/engine/src/process_pool/protocol.rs`."""
+
+
+def main(zygote: int, lane: int, arguments: int, doorbell: int, initializer: bytes | None) -> NoReturn:
+    """Serve the lane until told to leave. Never returns: what the zygote was doing is none of a worker's
+    business.
+    """
+    status = 1
+    try:
+        if not _rust.die_with_parent(zygote):
+            os._exit(0)
+        # What was registered to run at the zygote's exit must not run at a worker's.
+        atexit._clear()
+        worker = _rust.Worker(lane, arguments, doorbell)
+        if _initialize(worker, initializer):
+            Server(worker).serve()
+            status = 0
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    except SystemExit as leave:
+        status = leave.code if isinstance(leave.code, int) else 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (AttributeError, OSError, ValueError):
+                continue  # closed, or nobody reads it any more
+        os._exit(status)
+
+
+def _initialize(worker: _rust.Worker, initializer: bytes | None) -> bool:
+    if initializer is not None:
+        try:
+            function, arguments, buffers = marshal.loads(initializer)
+            pickle.loads(function)(*pickle.loads(arguments, buffers=buffers))
+        except BaseException:
+            import traceback
+
+            worker.unusable(traceback.format_exc())
+            return False
+    worker.ready()
+    return True
+
+
+class Server:
+    """Runs calls one at a time."""
+
+    def __init__(self, worker: _rust.Worker) -> None:
+        self.worker = worker
+        self.functions: dict[int, Callable[..., Any]] = {}
+        self.runner: Any = None
+
+    def serve(self) -> None:
+        """Take and answer calls until told to leave."""
+        worker, run = self.worker, self.run
+        while (job := worker.take()) is not None:
+            # The call's parts are held by `run` alone, so that its views into shared memory die with it.
+            try:
+                value = run(*worker.call())
+            except BaseException as error:
+                self.fail(job, error)
+            else:
+                self.answer(job, value)
+                value = None
+        if self.runner is not None:
+            self.runner.close()
+
+    def run(self, number: int, definition: Any, payload: Any, buffers: list[Any]) -> Any:
+        """Run one call to its value."""
+        if definition is not None:
+            self.functions[number] = _load(definition)
+        function = self.functions[number]
+        arguments = pickle.loads(payload, buffers=buffers)
+        plain = type(arguments) is tuple  # else a list: the positional ones and the keywords
+        value = function(*arguments) if plain else function(*arguments[0], **arguments[1])
+        return self.run_coroutine(value) if type(value) is CoroutineType else value
+
+    def run_coroutine(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+        """Run a coroutine to its value, on a loop that this worker keeps."""
+        if self.runner is None:
+            import asyncio
+
+            self.runner = asyncio.Runner()
+        return self.runner.run(coroutine)
+
+    def answer(self, job: int, value: Any) -> None:
+        """Send back a value."""
+        if value is None:
+            self.worker.answer(job, NOTHING, b"", [])
+            return
+        try:
+            payload, buffers = dumps(value)
+        except Exception as error:
+            self.refuse(job, f"returned a value that cannot be pickled: {describe(value, error)}")
+            return
+        del value
+        try:
+            self.worker.answer(job, VALUE, payload, buffers)
+        except MemoryError as error:
+            self.fail(job, error)
+
+    def fail(self, job: int, error: BaseException) -> None:
+        """Send back an exception with the text of its traceback."""
+        import traceback
+
+        # The first frame is `serve`'s and tells nobody anything.
+        trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
+        text = "".join(traceback.format_exception(type(error), error, trace))
+        error.__traceback__ = None
+        try:
+            payload, buffers = dumps((error, text))
+        except Exception as inner:
+            self.refuse(
+                job, f"raised an exception that cannot be pickled: {describe(error, inner)}\n\n{text}"
+            )
+            return
+        try:
+            self.worker.answer(job, RAISED, payload, buffers)
+        except MemoryError:
+            self.refuse(job, f"raised an exception too large to send back\n\n{text[-10_000:]}")
+
+    def refuse(self, job: int, text: str) -> None:
+        """Send back a text in the place of what cannot be pickled."""
+        self.worker.answer(job, UNPICKLABLE, text.encode("utf-8", "backslashreplace"), [])
+
+
+def _load(definition: Any) -> Callable[..., Any]:
+    """The function that a definition stands for; if it cannot be loaded, one that raises why."""
+    try:
+        function: Callable[..., Any] = pickle.loads(definition)
+    except BaseException as error:
+        reason = error
+
+        def function(*_args: Any, **_kwargs: Any) -> Any:
+            raise reason
+
+    return function

@@ -1,0 +1,148 @@
+"""The zygote: started by `exec`, single-threaded, forks a pool's workers and reports their ends.
+
+Its standard input is the link to the pool. What is said on it stands in
+`crates/engine/src/process_pool/zygote.rs`. It runs none of the user's code but what `preload` imports, so it
+always answers; when the pool's process is gone, however it went, it ends every worker and itself.
+"""
+
+from __future__ import annotations
+
+import _socket  # `socket` itself takes several milliseconds to import
+import marshal
+import os
+import select
+import signal
+import sys
+from typing import NoReturn
+
+_FD_BYTES = 4
+
+
+def main() -> NoReturn:
+    """Serve one pool until it, or its process, is gone."""
+    link = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    pool = os.getppid()
+    socket = _socket.socket(fileno=link)
+    message, fds = _receive(socket)
+    if message != b"C":
+        os._exit(1)
+    with os.fdopen(fds[0], "rb") as file:
+        file.seek(0)
+        configuration = marshal.loads(file.read())
+    sys.path[:] = configuration["path"]
+    # Ctrl-C is the pool's business. A handler, not SIG_IGN: that would be inherited by what workers start by
+    # `exec`.
+    signal.signal(signal.SIGINT, _leave_it)
+    Zygote(socket, pool, configuration["initializer"]).serve()
+
+
+def _leave_it(*_: object) -> None:
+    """Handle Ctrl-C by doing nothing."""
+
+
+def _receive(socket: _socket.socket) -> tuple[bytes, list[int]]:
+    message, ancillary, _, _ = socket.recvmsg(
+        256, _socket.CMSG_SPACE(4 * _FD_BYTES), _socket.MSG_CMSG_CLOEXEC
+    )
+    fds = []
+    for _, kind, data in ancillary:
+        if kind == _socket.SCM_RIGHTS:
+            whole = len(data) - len(data) % _FD_BYTES
+            fds += [
+                int.from_bytes(data[at : at + _FD_BYTES], sys.byteorder) for at in range(0, whole, _FD_BYTES)
+            ]
+    return message, fds
+
+
+class Zygote:
+    """Forks workers on request until the link, or the pool's process, is gone."""
+
+    def __init__(self, socket: _socket.socket, pool: int, initializer: bytes | None) -> None:
+        # Imported here, when `sys.path` is right, so that workers find it imported.
+        from plait import _worker
+
+        self.run_worker = _worker.main
+        self.socket = socket
+        self.initializer = initializer
+        self.workers: dict[int, tuple[bytes, int]] = {}  # pidfd: (worker's number, process id)
+        self.poll = select.poll()
+        self.poll.register(socket.fileno(), select.POLLIN)
+        # The link alone is not enough: a process that the pool's process forked may hold the other end open.
+        self.pool = os.pidfd_open(pool)
+        self.poll.register(self.pool, select.POLLIN)
+        if os.getppid() != pool:
+            os._exit(0)
+
+    def serve(self) -> NoReturn:
+        """Do what the pool asks."""
+        while True:
+            for fd, _ in self.poll.poll():
+                if fd in self.workers:
+                    self.bury(fd)
+                elif fd == self.pool or not self.answer():
+                    self.end()
+
+    def answer(self) -> bool:
+        """Carry out one message; false if the link is closed."""
+        try:
+            message, fds = _receive(self.socket)
+        except OSError:
+            return False
+        if not message:
+            return False
+        if message[:1] == b"S" and len(fds) == 3:
+            self.fork(message[1:9], fds)
+        return True
+
+    def fork(self, worker: bytes, fds: list[int]) -> None:
+        """Start one worker and report it."""
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self.say(b"!" + worker + (error.errno or 0).to_bytes(4, "little", signed=True))
+            pid = -1
+        if pid == 0:
+            zygote = os.getppid()
+            self.socket.close()
+            os.close(self.pool)
+            for pidfd in self.workers:
+                os.close(pidfd)
+            self.run_worker(zygote, fds[0], fds[1], fds[2], self.initializer)
+        for fd in fds:
+            os.close(fd)
+        if pid > 0:
+            pidfd = os.pidfd_open(pid)
+            self.workers[pidfd] = (worker, pid)
+            self.poll.register(pidfd, select.POLLIN)
+            self.say(b"+" + worker + pid.to_bytes(4, "little"), pidfd)
+
+    def bury(self, pidfd: int) -> None:
+        """Report that a worker has ended."""
+        self.poll.unregister(pidfd)
+        os.close(pidfd)
+        worker, pid = self.workers.pop(pidfd)
+        _, status = os.waitpid(pid, 0)
+        self.say(b"-" + worker + pid.to_bytes(4, "little") + status.to_bytes(4, "little", signed=True))
+
+    def say(self, message: bytes, *fds: int) -> None:
+        """Tell the pool; if it is gone, the next poll says so."""
+        rights = b"".join(fd.to_bytes(_FD_BYTES, sys.byteorder) for fd in fds)
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if fds else []
+        try:
+            self.socket.sendmsg([message], ancillary, _socket.MSG_NOSIGNAL)
+        except OSError:
+            return
+
+    def end(self) -> NoReturn:
+        """End every worker, then this process."""
+        for pidfd, (_, pid) in self.workers.items():
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

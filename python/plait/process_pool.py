@@ -1,0 +1,244 @@
+"""`ProcessPool`: the `processes` model. Workers forked from a zygote and fed through shared memory."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from plait import _rust, _serialize
+from plait._job import DEFAULT_OPTIONS, JobOptions, job_name
+from plait.errors import ResultNotPicklable, TaskTimeout, WorkerDied
+from plait.future import Future
+
+__all__ = ["ProcessPool"]
+
+_SLOTS = 256
+"""How many functions a worker remembers at once."""
+
+
+class ProcessPool:
+    """Up to `workers` processes that run jobs; a failure of one costs exactly the job it was running.
+
+    Nothing is started before the first job. Thread-safe. After a `fork`, the child cannot use it (`submit`
+    raises RuntimeError) and the parent is not affected.
+
+    Args:
+        workers: how many processes at most; by default as many as this process may use CPUs.
+        initializer: called with `initargs` in each worker before its first job. If it raises, every job of
+        the pool
+            fails with `concurrent.futures.process.BrokenProcessPool`, which carries its traceback.
+
+    Raises:
+        ValueError: `workers` is below 1.
+        TypeError: `initializer` is not callable or cannot be pickled.
+    """
+
+    model: ClassVar[str] = "processes"
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> None:
+        self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        configuration = {"path": sys.path, "initializer": _pickle_initializer(initializer, initargs)}
+        self._core = _rust.ProcessPool(
+            self.workers, _zygote_command(), marshal.dumps(configuration), Future, _exception_of
+        )
+        self._functions = _Functions(self._core)
+        _live_pools.add(self)
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: JobOptions = DEFAULT_OPTIONS,
+    ) -> Future[Any]:
+        """Queue one job. Raises RuntimeError after `shutdown`; every other failure arrives in the future.
+
+        What cannot be pickled gives a TypeError that names the function or the argument, and what inside it
+        refused.
+        """
+        try:
+            function = self._functions.find(fn)
+            payload, buffers = _serialize.dumps([args, kwargs] if kwargs else args)
+        except Exception as error:
+            return _refused(fn, args, kwargs, options, error)
+        future: Future[Any] = self._core.submit(
+            function, payload, buffers, options.name or fn, options.timeout, options.retries
+        )
+        return future
+
+    def freeze(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Pickle `fn` now, for any number of jobs: `submit` takes what this returns in its place.
+
+        For `map`, whose function is the same for every item. Raises TypeError if `fn` cannot be pickled.
+        """
+        if isinstance(fn, _Frozen) or _serialize.is_constant(fn):
+            return fn  # pickled once anyway
+        try:
+            definition = _serialize.dumps_function(fn)
+        except Exception as error:
+            raise TypeError(_serialize.describe_call(fn, (), {}, job_name(fn, DEFAULT_OPTIONS))) from error
+        return _Frozen(fn, definition)
+
+    def statistics(self) -> dict[str, Any]:
+        """What the pool is doing: ``jobs`` and ``pending`` (counts), ``workers`` (process ids), ``blocks``
+        (arguments in shared memory)."""
+        return self._core.statistics()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more jobs; with `wait`, return when all are done and every process and descriptor is gone.
+
+        Interrupted by Ctrl-C while it waits, it ends the workers at once and raises KeyboardInterrupt.
+        """
+        self._core.shut_down(cancel_futures)
+        if wait:
+            try:
+                self._core.wait_closed()
+            except BaseException:
+                self.terminate()
+                raise
+
+    def terminate(self) -> None:
+        """End every worker at once. Running jobs fail with `WorkerDied`, the others are cancelled."""
+        self._core.terminate()
+        self._core.wait_closed()
+
+
+class _Frozen:
+    """A function together with its pickle."""
+
+    def __init__(self, function: Callable[..., Any], definition: bytes) -> None:
+        self.function = function
+        self.definition = definition
+        self.__qualname__ = job_name(function, DEFAULT_OPTIONS)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+class _Functions:
+    """The functions that workers know by number: the last ones used, so a worker's memory stays bounded."""
+
+    def __init__(self, core: _rust.ProcessPool) -> None:
+        self._core = core
+        self._lock = threading.Lock()
+        self._free = list(range(_SLOTS))
+        # By id, least recently used first; the entry keeps the function alive, so that the id stays its own.
+        self._known: OrderedDict[int, tuple[Callable[..., Any], tuple[int, ...], int, _rust.Function]] = (
+            OrderedDict()
+        )
+
+    def find(self, fn: Callable[..., Any]) -> _rust.Function:
+        """The function as the engine knows it. Raises what pickling it raises."""
+        known = self._known.get(id(fn))
+        if known is not None and known[1] == _serialize.fingerprint(fn):
+            return known[3]
+        if type(fn) is _Frozen:
+            return self._remember(fn, fn.definition)
+        definition = _serialize.dumps_function(fn)
+        if not _serialize.is_constant(fn):
+            return self._core.function(None, definition)  # sent along with each job
+        return self._remember(fn, definition)
+
+    def _remember(self, fn: Callable[..., Any], definition: bytes) -> _rust.Function:
+        with self._lock:
+            stale = self._known.pop(id(fn), None)
+            if stale is not None:
+                self._free.append(stale[2])
+            elif not self._free:
+                self._free.append(self._known.popitem(last=False)[1][2])
+            slot = self._free.pop()
+            function = self._core.function(slot, definition)
+            self._known[id(fn)] = (fn, _serialize.fingerprint(fn), slot, function)
+            return function
+
+
+def _refused(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: JobOptions,
+    error: Exception,
+) -> Future[Any]:
+    """A future that has failed because the call could not be pickled."""
+    fn = fn.function if isinstance(fn, _Frozen) else fn
+    refusal = TypeError(_serialize.describe_call(fn, args, kwargs, job_name(fn, options)))
+    refusal.__cause__ = error
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    future.set_exception(refusal)
+    return future
+
+
+def _exception_of(
+    kind: str, name: Any, pid: int, exitcode: int | None, signal: int | None, timeout: float | None, text: str
+) -> BaseException:
+    """The exception for a job that has no answer; called by the collector."""
+    job = name if isinstance(name, str) else job_name(name, DEFAULT_OPTIONS)
+    match kind:
+        case "died":
+            return WorkerDied(job, pid, exitcode, signal)
+        case "overdue":
+            return TaskTimeout(job, timeout or 0.0)
+        case "unpicklable":
+            return ResultNotPicklable(f"{job} {text}")
+        case "too large":
+            return MemoryError(f"the arguments of {job} do not fit into the memory shared with workers")
+        case "terminated":
+            return WorkerDied(job, pid, exitcode, signal)
+        case _:
+            from concurrent.futures.process import BrokenProcessPool
+
+            return BrokenProcessPool(f"no worker of the pool can be used: {text}")
+
+
+def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes | None:
+    if initializer is None:
+        return None
+    if not callable(initializer):
+        raise TypeError(f"initializer must be a callable, not {type(initializer).__qualname__}")
+    try:
+        definition = _serialize.dumps_function(initializer)
+        arguments, buffers = _serialize.dumps(tuple(initargs))
+    except Exception as error:
+        raise TypeError(
+            _serialize.describe_call(initializer, tuple(initargs), {}, "the initializer")
+        ) from error
+    return marshal.dumps((definition, arguments, [bytes(buffer.raw()) for buffer in buffers]))
+
+
+def _zygote_command() -> list[str]:
+    """How to start a zygote: this interpreter with its own flags, and a script that imports nothing by name.
+
+    -P: the script's folder (this package) must not come first on `sys.path`, it has a `queue.py`.
+    """
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [sys.executable, *flags, "-P", str(Path(__file__).with_name("_zygote.py"))]
+
+
+_live_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
+
+
+def _finish_all() -> None:
+    """At the interpreter's exit, let every pool finish its jobs, as the standard pools do."""
+    for pool in list(_live_pools):
+        pool.shutdown()
+
+
+# Before threads are joined and long before modules are torn down: jobs' callbacks may still run Python code.
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
