@@ -341,6 +341,7 @@ impl Future {
         } else {
             "add_exception"
         };
+        let py = slf.py();
         let mut outcome = Some(outcome);
         let (finished, held) = Self::transition(slf, |state, cell| {
             let seen = state.load(Ordering::Acquire);
@@ -349,6 +350,8 @@ impl Future {
             }
             let replaced = match outcome.take() {
                 Some(Ok(result)) => cell.result.replace(result),
+                // As in the standard class: `set_exception(None)` finishes the future without an exception.
+                Some(Err(exception)) if exception.is_none(py) => None,
                 Some(Err(exception)) => cell.exception.replace(exception),
                 None => None,
             };
