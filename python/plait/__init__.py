@@ -1,1 +1,59 @@
-"""plait: coroutines, threads and processes on one Rust core."""
+"""plait: coroutines, threads and processes on one Rust core, behind one `Executor`.
+
+The names below are loaded when they are first used, so that ``import plait`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+# As `typing.TYPE_CHECKING`, which would cost more to import than all the rest.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from plait._install import install, uninstall
+    from plait.auto import Decision
+    from plait.errors import ResultNotPicklable, TaskTimeout, WorkerDied
+    from plait.executor import Executor
+    from plait.future import Future
+
+    __version__: str
+
+__all__ = [
+    "Decision",
+    "Executor",
+    "Future",
+    "ResultNotPicklable",
+    "TaskTimeout",
+    "WorkerDied",
+    "__version__",
+    "install",
+    "uninstall",
+]
+
+# Public name -> the module that defines it.
+_HOMES = {
+    "Decision": "plait.auto",
+    "Executor": "plait.executor",
+    "Future": "plait.future",
+    "ResultNotPicklable": "plait.errors",
+    "TaskTimeout": "plait.errors",
+    "WorkerDied": "plait.errors",
+    "__version__": "plait._rust",
+    "install": "plait._install",
+    "uninstall": "plait._install",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'plait' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,8 +16,25 @@ __all__ = [
     "ThreadPool",
     "ThreadPoolCore",
     "Worker",
+    "__version__",
+    "choose",
     "die_with_parent",
 ]
+
+__version__: str
+
+def choose(
+    *,
+    jobs: int,
+    wall: float,
+    cpu: float,
+    second_thread: float | None,
+    coroutine: bool,
+    crossing: float | str,
+    cpus: int,
+    workers: int | None,
+    jobs_left: int | None,
+) -> tuple[str, int, str, float, float, float]: ...
 
 @disjoint_base
 class Future:

@@ -119,6 +119,10 @@ class ProcessPool:
         self._core.wait_closed()
 
 
+class RefusedFuture(Future[Any]):
+    """The future of a job that was not sent, as it cannot be pickled; it has failed with a TypeError."""
+
+
 class _Frozen:
     """A function together with its pickle."""
 
@@ -179,7 +183,7 @@ def _refused(
     fn = fn.function if isinstance(fn, _Frozen) else fn
     refusal = TypeError(_serialize.describe_call(fn, args, kwargs, job_name(fn, options)))
     refusal.__cause__ = error
-    future: Future[Any] = Future()
+    future = RefusedFuture()
     future.set_running_or_notify_cancel()
     future.set_exception(refusal)
     return future

@@ -2,6 +2,7 @@
 use pyo3::prelude::*;
 
 mod callback;
+mod choose;
 mod future;
 mod process_pool;
 mod thread_pool;
@@ -9,9 +10,14 @@ mod thread_pool;
 #[pymodule(gil_used = false)]
 mod _rust {
     #[pymodule_export]
+    use super::choose::choose;
+    #[pymodule_export]
     use super::future::Future;
     #[pymodule_export]
     use super::process_pool::{Function, ProcessPool, SharedBuffer, Worker, die_with_parent};
     #[pymodule_export]
     use super::thread_pool::{ThreadPool, ThreadPoolCore};
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)] // The name that Python's convention gives it.
+    const __version__: &str = env!("CARGO_PKG_VERSION");
 }

@@ -1,0 +1,844 @@
+"""`AutoPool`: runs the first jobs for real, measures them, and lets the engine choose the model for the
+others.
+
+No job is run twice and none waits for another to be measured with: probes are ordinary jobs, watched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import resource
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from types import coroutine
+from typing import Any, ClassVar
+
+from plait import _rust
+from plait._coroutines import is_coroutine_function
+from plait._crossing import Crossing
+from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, job_name
+from plait._map import Chunk
+from plait.future import Future
+from plait.process_pool import RefusedFuture
+
+__all__ = ["AutoPool", "Decision"]
+
+# Seconds after which a job that still runs is judged by what it did so far.
+_PATIENCE = 0.1
+# Alone, jobs are measured until there are this many or they took this long. The first one is left out of the
+# means when there are others: it pays for imports and cold caches.
+_ALONE_JOBS, _ALONE_SECONDS = 4, 0.02
+# A job that computes for less than this share of its time is not slowed down by others that do the same.
+_WAITS = 0.3
+# Two at once, jobs are measured for about this long, but this many at most.
+_TOGETHER_SECONDS, _TOGETHER_JOBS = 0.02, 64
+# Of that time, this share at least must have been two at once to say anything.
+_OVERLAP = 0.3
+_TOGETHER_TRIES = 3
+# On this many jobs the crossing is tried.
+_CROSSINGS = 2
+# Functions whose measurements are kept.
+_KNOWN_FUNCTIONS = 256
+
+Submit = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], JobOptions], Future[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What ``"auto"`` chose for a function, and why. Times are in seconds, means over `jobs`."""
+
+    function: str
+    """The name of the function."""
+    model: str
+    """``"tasks"``, ``"threads"`` or ``"processes"``."""
+    workers: int
+    """How many of its jobs run at once."""
+    reason: str
+    """Why, in one sentence with the numbers."""
+    final: bool
+    """Whether the measuring is over; until then the choice may change for jobs yet to be submitted."""
+    jobs: int
+    """How many jobs were measured."""
+    wall: float
+    """How long one takes."""
+    cpu: float
+    """How much of that it computes (its own thread, and child processes it waits for)."""
+    second_thread: float | None
+    """Throughput of two threads over that of one: 1 if the GIL is always held, 2 if never."""
+    crossing: float | None
+    """How long it takes to pickle the arguments and the result; None if that is unknown or impossible."""
+    crossing_bytes: int | None
+    """How many bytes that makes."""
+    obstacle: str | None
+    """What keeps the jobs out of other processes, if something does."""
+    expected: dict[str, float]
+    """Jobs per second that each model was expected to reach, if it is possible at all."""
+
+
+class _HeldFuture(Future[Any]):
+    """The future of a job that was submitted before it was known where it will run."""
+
+    _inner: Future[Any] | None = None
+
+    def cancel(self) -> bool:
+        """Cancel the job; False if it has finished or is running where it cannot be stopped."""
+        inner = self._inner
+        if inner is not None and not inner.cancel():
+            return False
+        return super().cancel()
+
+    def running(self) -> bool:
+        """Whether the job has begun and not ended."""
+        inner = self._inner
+        return not self.done() and inner is not None and inner.running()
+
+    def follow(self, inner: Future[Any]) -> None:
+        """Become what ``inner`` becomes."""
+        self._inner = inner
+        if self.cancelled():  # Meanwhile.
+            inner.cancel()
+        inner.add_done_callback(self._settle)
+
+    def _settle(self, inner: Any) -> None:
+        self._inner = None
+        if inner.cancelled():
+            Future.cancel(self)
+        if not self.set_running_or_notify_cancel():
+            return
+        error = inner.exception()
+        if error is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(inner.result())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """A job that waits to be told where to run."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: JobOptions
+    context: Context
+    future: _HeldFuture
+
+    def run(self, submit: Submit, fn: Callable[..., Any] | None = None) -> None:
+        """Submit it, in the context of the caller it comes from."""
+        if self.future.cancelled():
+            self.future.set_running_or_notify_cancel()
+            return
+        try:
+            inner = self.context.run(submit, fn or self.fn, self.args, self.kwargs, self.options)
+        except Exception as error:
+            if self.future.set_running_or_notify_cancel():
+                self.future.set_exception(error)
+            return
+        self.future.follow(inner)
+
+
+class _Sample:
+    """Runs one job and watches it. Called by the worker; looked at, also while it runs, by the route."""
+
+    def __init__(self, route: _Route, fn: Callable[..., Any], crossing: Crossing | None) -> None:
+        self.func = fn  # The name under which `job_name` looks for the job's own function.
+        self.crossing = crossing
+        self._route = route
+        self._clock: int | None = None
+        self._cpu_at_start = 0.0
+        self._cpu = 0.0
+        self.began: float | None = None
+        self.ended: float | None = None
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        crossing = self.crossing
+        if crossing is not None:
+            crossing.before(self.func, args, kwargs)
+        # Children that the job waits for compute for it, too.
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._cpu_at_start = time.clock_gettime(self._clock) + _children_cpu()
+        self.began = time.perf_counter()
+        try:
+            result = self.func(*args, **kwargs)
+        except BaseException:
+            self._stop()
+            self._route.sample_ended(self)
+            raise
+        self._stop()
+        if inspect.iscoroutine(result):
+            self._route.gives_coroutines(self)
+            return result
+        if crossing is not None:
+            crossing.after(self.func, args, kwargs, result)
+        self._route.sample_ended(self)
+        return result
+
+    def _stop(self) -> None:
+        self.ended = time.perf_counter()
+        self._cpu = time.thread_time() + _children_cpu() - self._cpu_at_start
+        self._clock = None
+
+    def state(self, now: float) -> tuple[float, float, float] | None:
+        """When it began, until when it is known, and the CPU seconds it used; None if it has not begun."""
+        began, clock = self.began, self._clock
+        if began is None:
+            return None
+        if clock is not None:
+            try:
+                return began, now, max(time.clock_gettime(clock) + _children_cpu() - self._cpu_at_start, 0.0)
+            except OSError:  # The thread ended this instant.
+                pass
+        return began, self.ended or now, max(self._cpu, 0.0)
+
+
+class _CoroutineSample(_Sample):
+    """The same for a coroutine function: its CPU time is that of its steps on the loop."""
+
+    async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        crossing = self.crossing
+        if crossing is not None:
+            crossing.before(self.func, args, kwargs)
+        self.began = time.perf_counter()
+        try:
+            result = await self._watch(self.func(*args, **kwargs))
+        finally:
+            self.ended = time.perf_counter()
+            self._route.sample_ended(self)
+        if crossing is not None:
+            crossing.after(self.func, args, kwargs, result)
+        return result
+
+    @coroutine
+    def _watch(self, steps: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        step: Callable[[Any], Any] = steps.send
+        value: Any = None
+        while True:
+            before = time.thread_time()
+            try:
+                waited_for = step(value)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                self._cpu += time.thread_time() - before
+            try:
+                value = yield waited_for
+                step = steps.send
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:
+                step, value = steps.throw, error
+
+
+class _Route:
+    """Where the jobs of one function go: watched one by one at first, held back meanwhile, then straight on.
+
+    A thread of its own launches the probes. It leaves when there is nothing to launch or to watch.
+    """
+
+    def __init__(self, owner: AutoPool, fn: Callable[..., Any], options: JobOptions) -> None:
+        self.name = job_name(fn, options)
+        self.pin = getattr(fn, "__code__", fn)
+        """What the key of this route names by its id."""
+        self.announced: int | None = None
+        """How many jobs there will be in all, if somebody said."""
+        self._owner = owner
+        self._submitted = 0
+        self._coroutine = is_coroutine_function(fn)
+        self._straight: Submit | None = None
+        """Where new jobs go; None while they are held."""
+        self._decision: Decision | None = None
+        # Guards all that follows.
+        self._changed = threading.Condition(threading.Lock())
+        self._held: deque[_Held] = deque()
+        self._thread: threading.Thread | None = None
+        self._running: list[_Sample] = []
+        self._alone: list[tuple[float, float]] = []
+        """Wall and CPU time of the jobs that ran alone."""
+        self._together: dict[_Sample, tuple[float, float]] = {}
+        """The jobs launched two at once, with the time and their CPU time when that began."""
+        self._together_until = 0.0
+        self._together_tries = 0
+        self._second_thread: float | None = None
+        self._crossings: list[Crossing] = []
+
+    # Called from any thread.
+
+    def submit(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
+    ) -> Future[Any]:
+        """Queue one job."""
+        straight = self._straight
+        if straight is not None:
+            return straight(fn, args, kwargs, options)
+        held = _Held(fn, args, kwargs, options, copy_context(), _HeldFuture())
+        with self._changed:
+            self._submitted += 1
+            straight = self._straight
+            if straight is None:
+                self._held.append(held)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._measure, name="plait-auto", daemon=True)
+                    self._thread.start()
+                else:
+                    self._changed.notify_all()
+                return held.future
+        held.run(straight)
+        return held.future
+
+    def gives_coroutines(self, sample: _Sample) -> None:
+        """It is not an ``async def`` and yet returned a coroutine: that belongs on an event loop."""
+        with self._changed:
+            self._coroutine = True
+            if sample in self._running:
+                self._running.remove(sample)
+            self._changed.notify_all()
+
+    def sample_ended(self, sample: _Sample) -> None:
+        """A job that was watched is over, or an attempt at it: only the first one is counted."""
+        with self._changed:
+            if sample not in self._running:
+                return
+            self._running.remove(sample)
+            state = sample.state(time.perf_counter())
+            if state is not None:
+                began, ended, cpu = state
+                since = self._together.get(sample)
+                if since is None:
+                    self._alone.append((ended - began, cpu))
+                elif since[1] > 0.0:
+                    # It was alone for a while: had it stayed alone, it would have gone on at that pace.
+                    self._alone.append((cpu * (since[0] - began) / since[1], cpu))
+            self._changed.notify_all()
+
+    def settle(self, *, cancel: bool) -> None:
+        """No job will come any more: return when none is held. With ``cancel``, cancel those that are."""
+        with self._changed:
+            given_up = list(self._held) if cancel else []
+        for held in given_up:
+            held.future.cancel()
+        with self._changed:
+            while self._thread is not None and (self._held or self._straight is None):
+                self._changed.wait()
+
+    def holds(self) -> bool:
+        """Whether jobs are held."""
+        with self._changed:
+            return bool(self._held)
+
+    @property
+    def decision(self) -> Decision:
+        """The decision, or what it would be by now."""
+        decided = self._decision
+        if decided is not None:
+            return decided
+        with self._changed:
+            return self._decide(final=False)[0]
+
+    # Called holding the lock.
+
+    def _decide(self, *, final: bool) -> tuple[Decision, str]:
+        """What the evidence so far says, and the engine's word for why."""
+        wall, cpu = self._means()
+        tried = [crossing for crossing in self._crossings if crossing.complete or crossing.obstacle]
+        obstacle = next((crossing.obstacle for crossing in tried if crossing.obstacle), None)
+        mutates = next((crossing.mutates for crossing in tried if crossing.mutates), None)
+        seconds = size = None
+        crossing: float | str
+        if not tried:
+            crossing = "unknown"
+        elif obstacle is not None:
+            crossing = "refused"
+        elif mutates is not None:
+            crossing = "mutates"
+        else:
+            crossing = seconds = _mean([one.seconds for one in tried])
+            size = round(_mean([one.bytes for one in tried]))
+        left = None if self.announced is None else self.announced - self._submitted + len(self._held)
+        model, workers, reason, *rates = _rust.choose(
+            jobs=len(self._alone) + (wall > 0 and not self._alone),
+            wall=wall,
+            cpu=cpu,
+            second_thread=self._second_thread,
+            coroutine=self._coroutine,
+            crossing=crossing,
+            cpus=_cpus(),
+            workers=self._owner.asked,
+            jobs_left=None if left is None else max(left, 0),
+        )
+        decision = Decision(
+            function=self.name,
+            model=model,
+            workers=workers,
+            reason="",
+            final=final,
+            jobs=len(self._alone),
+            wall=wall,
+            cpu=cpu,
+            second_thread=self._second_thread,
+            crossing=seconds,
+            crossing_bytes=size,
+            obstacle=obstacle or mutates,
+            expected={
+                name: rate
+                for name, rate in zip(("tasks", "threads", "processes"), rates, strict=True)
+                if rate
+            },
+        )
+        return replace(decision, reason=_explain(reason, decision, self._coroutine, left)), reason
+
+    def _means(self) -> tuple[float, float]:
+        """Wall and CPU time of one job, alone."""
+        alone = self._alone[1:] or self._alone
+        if alone:
+            return _mean([wall for wall, _ in alone]), _mean([cpu for _, cpu in alone])
+        # Nothing has ended yet: what a long job did so far.
+        now = time.perf_counter()
+        for sample in self._running:
+            since = self._together.get(sample)
+            state = sample.state(now)
+            if state is not None:
+                began, until, cpu = (state[0], *since) if since is not None and since[1] > 0.0 else state
+                return until - began, cpu
+        return 0.0, 0.0
+
+    def _computes(self) -> bool:
+        wall, cpu = self._means()
+        return cpu > _WAITS * wall
+
+    def _known_alone(self) -> bool:
+        """Whether enough jobs ran alone."""
+        took = sum(wall for wall, _ in self._alone)
+        if len(self._alone) >= _ALONE_JOBS or took >= _PATIENCE:
+            return True
+        return took >= _ALONE_SECONDS and (len(self._alone) > 1 or not self._computes())
+
+    def _wants_second_thread(self) -> bool:
+        """Whether it is worth knowing what a second thread brings."""
+        return (
+            self._second_thread is None
+            and not self._coroutine
+            and self._together_tries < _TOGETHER_TRIES
+            and self._owner.asked != 1
+            and self._computes()
+        )
+
+    def _overdue(self) -> bool:
+        """Whether a job runs alone and so long that it is judged by what it did so far."""
+        if len(self._running) != 1 or self._together:
+            return False
+        began = self._running[0].began
+        return began is not None and time.perf_counter() - began >= _PATIENCE
+
+    # The thread of the route.
+
+    def _measure(self) -> None:
+        try:
+            while self._step():
+                pass
+        finally:
+            with self._changed:
+                self._thread = None
+                self._changed.notify_all()
+
+    def _step(self) -> bool:
+        """Do the next thing there is to do; False if there is nothing to do or to wait for."""
+        with self._changed:
+            if self._together:
+                self._look_at_those_together()
+                if not any(sample in self._running for sample in self._together):
+                    self._together = {}
+            if self._straight is not None:
+                if self._running:
+                    self._changed.wait()
+                    return True
+                # The first choice was made by jobs that were still running. Now they are known whole.
+                if self._decision is None or not self._decision.final:
+                    self._choose()
+                self._thread = None
+                return False
+            launch: list[tuple[_Held, _Sample]] = []
+            if self._can_choose():
+                self._choose()
+            elif not self._held and not self._running:
+                self._thread = None
+                return False
+            else:
+                launch = self._to_launch()
+                if not launch:
+                    self._changed.wait(self._until_look())
+        for held, sample in launch:
+            held.future.add_done_callback(partial(self._dropped, sample))
+            held.run(self._owner.probe_pool(self._coroutine).submit, sample)
+        return True
+
+    def _can_choose(self) -> bool:
+        if not (
+            self._known_alone() or self._overdue() or (self._second_thread is not None and self._running)
+        ):
+            return False
+        if self._wants_second_thread():
+            # Not measured yet, and there may be jobs to measure it with.
+            return False
+        # A long job that computes must end before it is known whether it can cross.
+        return self._known_alone() or self._decide(final=False)[1] != "too little seen"
+
+    def _choose(self) -> None:
+        """Decide, send on what was held, and let new jobs go straight on."""
+        decision, _ = self._decide(final=bool(self._alone))
+        self._decision = decision
+        straight = self._owner.straight_to(decision)
+        while self._held:
+            held, self._held = self._held, deque()
+            # Not under the lock: what is submitted may call back.
+            self._changed.release()
+            try:
+                for one in held:
+                    one.run(straight)
+            finally:
+                self._changed.acquire()
+        self._straight = straight
+        self._changed.notify_all()
+
+    def _to_launch(self) -> list[tuple[_Held, _Sample]]:
+        wants = self._wants_second_thread()
+        if not self._running:
+            if wants and self._known_alone() and len(self._held) > 1:
+                wall = self._means()[0]
+                jobs = min(max(int(2 * _TOGETHER_SECONDS / wall), 2), _TOGETHER_JOBS, len(self._held))
+                launch = [self._take(None) for _ in range(jobs)]
+                self._together = {sample: (0.0, 0.0) for _, sample in launch}
+            elif self._held:
+                return [self._take(self._next_crossing())]
+            else:
+                return []
+        elif wants and self._overdue() and self._held:
+            # A long job gets company.
+            first = self._running[0]
+            state = first.state(time.perf_counter())
+            launch = [self._take(self._next_crossing())]
+            self._together = {launch[0][1]: (0.0, 0.0)}
+            if state is not None:
+                self._together[first] = state[1:]
+        else:
+            return []
+        self._together_tries += 1
+        self._together_until = time.perf_counter() + _PATIENCE
+        return launch
+
+    def _take(self, crossing: Crossing | None) -> tuple[_Held, _Sample]:
+        held = self._held.popleft()
+        kind = _CoroutineSample if self._coroutine else _Sample
+        sample = kind(self, held.fn, crossing)
+        self._running.append(sample)
+        return held, sample
+
+    def _dropped(self, sample: _Sample, future: Any) -> None:
+        """The job is over; if it never began (it was cancelled), its sample is void."""
+        with self._changed:
+            if sample.began is None and sample in self._running:
+                self._running.remove(sample)
+                self._together.pop(sample, None)
+                self._changed.notify_all()
+
+    def _next_crossing(self) -> Crossing | None:
+        """A trial of the crossing, if more of them tell more."""
+        if len(self._crossings) >= _CROSSINGS or any(one.obstacle or one.mutates for one in self._crossings):
+            return None
+        self._crossings.append(Crossing())
+        return self._crossings[-1]
+
+    def _look_at_those_together(self) -> None:
+        """When those launched together have ended, or were watched for long enough: see what it brought."""
+        still = any(sample in self._running for sample in self._together)
+        now = time.perf_counter()
+        if self._second_thread is not None or (still and now < self._together_until):
+            return
+        spans = []
+        for sample, (since, cpu_since) in self._together.items():
+            state = sample.state(now)
+            if state is not None:
+                began, ended, cpu = state
+                spans.append((max(began, since), ended, cpu - cpu_since))
+        wall, cpu = self._means()
+        self._second_thread = _gain(spans, cpu / wall if wall else 1.0)
+
+    def _until_look(self) -> float | None:
+        """How long nothing needs a look if nothing happens."""
+        now = time.perf_counter()
+        if self._together:
+            return max(self._together_until - now, 0.001) if self._second_thread is None else None
+        if len(self._running) == 1:
+            began = self._running[0].began
+            left = _PATIENCE - (now - began) if began is not None else _PATIENCE
+            return left if left > 0 else None
+        return None
+
+
+class AutoPool:
+    """Measures the first jobs of each function and runs the others under the model that suits them best.
+
+    Thread-safe. Jobs of different functions are judged separately. A fork takes no threads along: a child
+    process must make a pool of its own, and gets a RuntimeError from one that it inherited.
+
+    Args:
+        workers: how many jobs run at once, whatever the model; by default the decision says.
+    """
+
+    model: ClassVar[str] = "auto"
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.asked = workers
+        self._lock = threading.Lock()
+        self._routes: dict[tuple[Any, ...], _Route] = {}
+        self._last: _Route | None = None
+        self._nothing: Decision | None = None
+        self._pools: dict[tuple[str, int | None], Pool] = {}
+        self._closed: str | None = None
+        _pools.add(self)
+
+    @property
+    def workers(self) -> int:
+        """How many jobs run at once: as asked, as last decided, or as a pool of threads would."""
+        if self.asked is not None:
+            return self.asked
+        decided = self._last._decision if self._last is not None else None
+        return decided.workers if decided is not None else min(32, _cpus() + 4)
+
+    @property
+    def decision(self) -> Decision | None:
+        """The decision for the function that was submitted last."""
+        return self._last.decision if self._last is not None else self._nothing
+
+    def submit(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
+    ) -> Future[Any]:
+        """Queue one job. Raises RuntimeError after `shutdown`, and in a process forked from the pool's."""
+        if self._closed is not None:
+            raise RuntimeError(self._closed)
+        route = self._routes.get(_key(fn)) or self._make_route(fn, options)
+        self._last = route
+        return route.submit(fn, args, kwargs, options)
+
+    def announce(self, fn: Callable[..., Any], jobs: int | None) -> None:
+        """Say how many jobs of a function there are going to be; 0: there is no work."""
+        if jobs == 0:
+            if self._nothing is None:
+                self._nothing = _Route(self, fn, DEFAULT_OPTIONS).decision
+        elif jobs is not None:
+            route = self._routes.get(_key(fn)) or self._make_route(fn, DEFAULT_OPTIONS)
+            route.announced = (route.announced or 0) + jobs
+
+    def probe_pool(self, coroutine: bool) -> Pool:
+        """Where jobs are measured."""
+        return self._pool("tasks", self.asked) if coroutine else self._pool("threads", self.asked or 2)
+
+    def straight_to(self, decision: Decision) -> Submit:
+        """How jobs are submitted once it is decided where they run."""
+        if decision.model == "processes":
+            processes = self._pool("processes", decision.workers)
+            threads = self._pool("threads", self.asked or 2)
+            return partial(_submit_across, processes.submit, threads.submit)
+        return self._pool(
+            decision.model, decision.workers if decision.model == "threads" else self.asked
+        ).submit
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more jobs; with ``wait``, return when all are done and every resource is given back."""
+        with self._lock:
+            self._closed = self._closed or "cannot submit a job after shutdown"
+            measuring = any(route.holds() for route in self._routes.values())
+        if measuring and not wait:
+            # Jobs that are held must still find their way.
+            threading.Thread(
+                target=self._wind_up, args=(False, cancel_futures), name="plait-auto-end"
+            ).start()
+        else:
+            self._wind_up(wait, cancel_futures)
+
+    def terminate(self) -> None:
+        """End worker processes at once and cancel whatever can be cancelled."""
+        self.shutdown(wait=False, cancel_futures=True)
+        for pool in list(self._pools.values()):
+            if hasattr(pool, "terminate"):
+                pool.terminate()
+
+    def _wind_up(self, wait: bool, cancel: bool) -> None:
+        for route in list(self._routes.values()):
+            route.settle(cancel=cancel)
+        pools = list(self._pools.values())
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=cancel)
+        if wait:
+            for pool in pools:
+                pool.shutdown(wait=True)
+
+    def _make_route(self, fn: Callable[..., Any], options: JobOptions) -> _Route:
+        key = _key(fn)
+        with self._lock:
+            route = self._routes.get(key)
+            if route is None:
+                if len(self._routes) >= _KNOWN_FUNCTIONS:
+                    self._routes.pop(next(iter(self._routes)))
+                route = self._routes[key] = _Route(self, fn, options)
+            return route
+
+    def _pool(self, model: str, workers: int | None) -> Pool:
+        with self._lock:
+            pool = self._pools.get((model, workers))
+            if pool is None:
+                module, name = _CHOICES[model]
+                pool = self._pools[model, workers] = getattr(import_module(module), name)(workers)
+            return pool
+
+
+# The models to choose from: their pools are imported when they are chosen.
+_CHOICES = {
+    "tasks": ("plait.task_pool", "TaskPool"),
+    "threads": ("plait.thread_pool", "ThreadPool"),
+    "processes": ("plait.process_pool", "ProcessPool"),
+}
+
+_pools: weakref.WeakSet[AutoPool] = weakref.WeakSet()
+
+
+def _submit_across(
+    processes: Submit,
+    threads: Submit,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: JobOptions,
+) -> Future[Any]:
+    """Submit to a process; what turns out not to be picklable runs in a thread."""
+    future = processes(fn, args, kwargs, options)
+    return threads(fn, args, kwargs, options) if isinstance(future, RefusedFuture) else future
+
+
+def _key(fn: Callable[..., Any]) -> tuple[Any, ...]:
+    """What functions that do the same have in common: a lambda in a loop is a new object each time."""
+    code = getattr(fn, "__code__", None)
+    if code is not None:
+        # Wrappers made by one decorator share their code, but not (if it keeps to the conventions) their
+        # name.
+        return id(code), getattr(fn, "__qualname__", "")
+    if isinstance(fn, partial):
+        return ("partial", *_key(fn.func))
+    if isinstance(fn, Chunk):
+        return ("chunk", *_key(fn.fn))
+    return type(fn), getattr(fn, "__qualname__", type(fn).__qualname__)
+
+
+def _gain(spans: list[tuple[float, float, float]], busy: float) -> float | None:
+    """How many times the work of one thread two get done, from when jobs ran on them and what they computed.
+
+    Args:
+        spans: beginning, end and CPU seconds of each job.
+        busy: the share of its time that a job computes when it runs alone.
+    """
+    edges = sorted([(began, 1) for began, _, _ in spans] + [(ended, -1) for _, ended, _ in spans])
+    together, depth, before = 0.0, 0, 0.0
+    for at, step in edges:
+        if depth >= 2:
+            together += at - before
+        depth += step
+        before = at
+    took = sum(ended - began for began, ended, _ in spans)
+    if took <= 0 or busy <= 0 or 2 * together < _OVERLAP * took:
+        return None
+    # What they computed one at a time, at the ends, says nothing about two.
+    computed = sum(cpu for _, _, cpu in spans) - busy * (took - 2 * together)
+    return min(max(computed / (together * busy), 0.0), 2.0)
+
+
+def _explain(reason: str, decision: Decision, coroutine: bool, left: int | None) -> str:
+    """The engine's word for why, as a sentence with the numbers."""
+    share = min(decision.cpu / decision.wall, 1.0) if decision.wall else 0.0
+    kind = "coroutine" if coroutine else "job"
+    computes = f"a {kind} takes {_seconds(decision.wall)} and computes for {share:.0%} of it"
+    if decision.second_thread is not None:
+        computes += f", and a second thread makes that {decision.second_thread:.2f} times as fast"
+    place = "on the event loop" if coroutine else "in threads"
+    if reason == "no work":
+        return (
+            f"no job has ended yet, so nothing is known: jobs run {place}, where nothing needs to be pickled"
+        )
+    if reason == "too short":
+        return (
+            f"a {kind} takes {_seconds(decision.wall)}, no more than it costs to hand it over, so no model "
+            "makes it faster; larger jobs would (chunksize=)"
+        )
+    if reason == "waits":
+        return f"{computes}, so many of them wait at once {place}"
+    if reason == "threads scale":
+        return f"{computes}: they release the GIL, and share memory"
+    crossing = ""
+    if decision.crossing is not None:
+        crossing = f"{_seconds(decision.crossing)} ({_bytes(decision.crossing_bytes or 0)} to pickle)"
+    if reason == "GIL held":
+        hold = "holds up the event loop" if coroutine else "holds the GIL"
+        return f"{computes}: it {hold}, and crossing to a process costs {crossing}"
+    why = {
+        "cannot cross": f"it stays {place}, because {decision.obstacle}",
+        "mutates": f"it stays {place}, because {decision.obstacle}, and nobody would see that from a process",
+        "crossing dear": f"crossing to a process costs {crossing or 'as much as a job'}, more than it brings",
+        "one CPU": "there is one CPU, so no model makes it faster",
+        "soon over": f"the {left} jobs that are left are over before processes have started",
+        "too little seen": f"it stays {place}: too little was seen to say whether processes would help",
+    }
+    return f"{computes}; {why[reason]}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _bytes(count: int) -> str:
+    if count < 10_000:
+        return f"{count} bytes"
+    return f"{count / 1e3:.3g} kB" if count < 1e6 else f"{count / 1e6:.3g} MB"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _children_cpu() -> float:
+    """CPU seconds of the child processes that ended and were waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _at_exit() -> None:
+    """The interpreter leaves: jobs that are held must find their pools before those are told to end."""
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    for pool in list(_pools):
+        pool.shutdown(wait=True, cancel_futures=interrupted)
+
+
+def _after_fork() -> None:
+    for pool in list(_pools):
+        pool._closed = "this executor was made before the fork: make one in the child process"
+        pool._routes.clear()
+        pool._pools.clear()
+
+
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=_after_fork)
