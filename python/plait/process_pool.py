@@ -112,6 +112,7 @@ class ProcessPool:
             except BaseException:
                 self.terminate()
                 raise
+            self._functions.forget()
 
     def terminate(self) -> None:
         """End every worker at once. Running jobs fail with `WorkerDied`, the others are cancelled."""
@@ -158,6 +159,11 @@ class _Functions:
         if not _serialize.is_constant(fn):
             return self._core.function(None, definition)  # sent along with each job
         return self._remember(fn, definition)
+
+    def forget(self) -> None:
+        """Let go of every function."""
+        with self._lock:
+            self._known.clear()
 
     def _remember(self, fn: Callable[..., Any], definition: bytes) -> _rust.Function:
         with self._lock:

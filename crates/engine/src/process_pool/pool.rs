@@ -89,6 +89,8 @@ struct State<H> {
     timed: usize,
     /// Why workers cannot be used.
     unusable: String,
+    /// Gone when the pool is closed.
+    plumbing: Option<Arc<Plumbing>>,
     /// Nothing is left to do but to leave.
     closing: bool,
     /// The collector has left, and all is given back.
@@ -97,6 +99,21 @@ struct State<H> {
     actions: Vec<Action>,
     scratch: Vec<u8>,
     frame: Vec<u8>,
+}
+
+/// What a pool has of the system as long as it is not closed, besides its lanes and its zygote.
+struct Plumbing {
+    /// Where the large buffers of arguments lie.
+    arguments: Arc<Arena>,
+    /// Wakes the collector.
+    doorbell: Doorbell,
+}
+
+impl Plumbing {
+    fn wake_collector(&self) {
+        // The counter cannot overflow in a way that matters, and the descriptor is ours: ringing cannot fail.
+        let _ = self.doorbell.ring();
+    }
 }
 
 /// How a worker's process ended, and which it was.
@@ -108,8 +125,6 @@ struct End {
 
 struct Shared<H> {
     state: Mutex<State<H>>,
-    arguments: Arc<Arena>,
-    doorbell: Doorbell,
     launch: Launch,
     owner: u32,
     next_function: AtomicU64,
@@ -156,6 +171,10 @@ impl<H: Handle> fmt::Debug for ProcessPool<H> {
 impl<H: Handle> ProcessPool<H> {
     /// A pool of up to `workers` processes, none of which is started before there is a job.
     pub fn new(workers: usize, launch: Launch, sink: impl Deliver<H>) -> io::Result<Self> {
+        let plumbing = Arc::new(Plumbing {
+            arguments: Arc::new(Arena::create("plait-arguments", LARGEST_ARENA)?),
+            doorbell: Doorbell::new()?,
+        });
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 supervisor: Supervisor::new(workers),
@@ -166,14 +185,13 @@ impl<H: Handle> ProcessPool<H> {
                 outbox: Vec::new(),
                 timed: 0,
                 unusable: String::new(),
+                plumbing: Some(Arc::clone(&plumbing)),
                 closing: false,
                 closed: false,
                 actions: Vec::new(),
                 scratch: Vec::new(),
                 frame: Vec::new(),
             }),
-            arguments: Arc::new(Arena::create("plait-arguments", LARGEST_ARENA)?),
-            doorbell: Doorbell::new()?,
             launch,
             owner: process::id(),
             next_function: AtomicU64::new(0),
@@ -182,7 +200,7 @@ impl<H: Handle> ProcessPool<H> {
         let collected = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("plait-collector".into())
-            .spawn(move || collected.collect(sink))?;
+            .spawn(move || collected.collect(plumbing, sink))?;
         Ok(Self { shared })
     }
 
@@ -192,7 +210,9 @@ impl<H: Handle> ProcessPool<H> {
             *inline_room -= bytes.len();
             return Some(Payload::Inline(bytes.to_vec()));
         }
-        self.shared
+        // A closed pool has no such memory, and takes no jobs.
+        let plumbing = self.shared.lock().plumbing.clone()?;
+        plumbing
             .arguments
             .store(bytes)
             .map(Arc::new)
@@ -249,7 +269,7 @@ impl<H: Handle> ProcessPool<H> {
         shared.drive(&mut state, Event::Submitted { job: id, retries });
         // The collector has to know of a new deadline, and of jobs that ended here.
         if timed || !state.outbox.is_empty() {
-            shared.wake_collector();
+            state.wake_collector();
         }
         Ok(())
     }
@@ -266,8 +286,9 @@ impl<H: Handle> ProcessPool<H> {
 
     fn signal(&self, event: Event) {
         if process::id() == self.shared.owner {
-            self.shared.drive(&mut self.shared.lock(), event);
-            self.shared.wake_collector();
+            let mut state = self.shared.lock();
+            self.shared.drive(&mut state, event);
+            state.wake_collector();
         }
     }
 
@@ -298,7 +319,10 @@ impl<H: Handle> ProcessPool<H> {
             jobs: state.supervisor.jobs(),
             pending: state.supervisor.pending(),
             workers: workers.into_iter().map(|(_, pid)| pid).collect(),
-            blocks: self.shared.arguments.in_use(),
+            blocks: state
+                .plumbing
+                .as_ref()
+                .map_or(0, |plumbing| plumbing.arguments.in_use()),
         }
     }
 }
@@ -313,11 +337,6 @@ impl<H: Handle> Shared<H> {
     fn lock(&self) -> MutexGuard<'_, State<H>> {
         // A panic under the lock would be a defect of the engine; the books are then still the best there is.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake_collector(&self) {
-        // The counter cannot overflow in a way that matters, and the descriptor is ours: ringing cannot fail.
-        let _ = self.doorbell.ring();
     }
 
     /// Feeds `event` to the supervisor, carries out what it says, and feeds it what comes of that.
@@ -427,7 +446,7 @@ impl<H: Handle> Shared<H> {
             Action::Cancel { job } => state.finish(job, Outcome::Cancelled),
             Action::Close => {
                 state.closing = true;
-                self.wake_collector();
+                state.wake_collector();
             }
         }
     }
@@ -438,21 +457,20 @@ impl<H: Handle> Shared<H> {
             None => Arc::new(Zygote::start(&self.launch)?),
         };
         let zygote = state.zygote.insert(zygote);
+        let Some(plumbing) = &state.plumbing else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
         let link = Link::new(LARGEST_ARENA)?;
-        zygote.spawn(
-            worker,
-            link.memory(),
-            self.arguments.mapping().as_fd(),
-            self.doorbell.as_fd(),
-        )?;
+        let arguments = plumbing.arguments.mapping().as_fd();
+        zygote.spawn(worker, link.memory(), arguments, plumbing.doorbell.as_fd())?;
         state.links.insert(worker, link);
         // The collector may be asleep, and has not announced that on the new lane, or does not know the zygote.
-        self.wake_collector();
+        state.wake_collector();
         Ok(())
     }
 
     /// The collector: hears workers and the zygote, keeps deadlines, delivers outcomes, until the pool is closed.
-    fn collect(&self, mut sink: impl Deliver<H>) {
+    fn collect(&self, plumbing: Arc<Plumbing>, mut sink: impl Deliver<H>) {
         loop {
             let mut state = self.lock();
             self.hear_zygote(&mut state);
@@ -468,9 +486,13 @@ impl<H: Handle> Shared<H> {
                 break;
             }
             drop(state);
-            self.sleep(next_deadline);
+            self.sleep(&plumbing.doorbell, next_deadline);
         }
-        let zygote = self.lock().zygote.take();
+        let (zygote, shared) = {
+            let mut state = self.lock();
+            (state.zygote.take(), state.plumbing.take())
+        };
+        drop((plumbing, shared));
         if let Some(zygote) = zygote.and_then(Arc::into_inner) {
             zygote.close();
         }
@@ -481,7 +503,7 @@ impl<H: Handle> Shared<H> {
 
     /// Looks once more for a moment, then sleeps until a worker, the zygote or a caller has something to say, or a
     /// deadline comes.
-    fn sleep(&self, deadline: Option<Duration>) {
+    fn sleep(&self, doorbell: &Doorbell, deadline: Option<Duration>) {
         for _ in 0..SPINS {
             // A caller holding the lock is submitting, and will be heard of through its job.
             if let Ok(state) = self.state.try_lock()
@@ -499,9 +521,7 @@ impl<H: Handle> Shared<H> {
         drop(state);
         if !ready {
             // Polling two descriptors of our own fails only for lack of kernel memory; then we look again at once.
-            let _ = self
-                .doorbell
-                .wait(zygote.as_deref().map(AsFd::as_fd), deadline);
+            let _ = doorbell.wait(zygote.as_deref().map(AsFd::as_fd), deadline);
         }
         drop(zygote);
         self.lock().links.values().for_each(Link::withdraw_sleep);
@@ -678,6 +698,12 @@ impl<H: Handle> Shared<H> {
 }
 
 impl<H> State<H> {
+    fn wake_collector(&self) {
+        if let Some(plumbing) = &self.plumbing {
+            plumbing.wake_collector();
+        }
+    }
+
     fn finish(&mut self, job: JobId, outcome: Outcome) {
         if let Some(entry) = self.entries.remove(&job) {
             self.timed -= usize::from(entry.job.timeout.is_some());
