@@ -122,6 +122,7 @@ class ProcessPool:
     def __new__(
         cls,
         workers: int,
+        jobs_per_worker: int | None,
         command: list[str],
         configuration: bytes,
         future_type: type[Future],

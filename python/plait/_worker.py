@@ -117,6 +117,9 @@ class Server:
         except Exception as error:
             self.refuse(job, f"returned a value that cannot be pickled: {describe(value, error)}")
             return
+        except BaseException as error:  # a `__reduce__` that wants to exit: no more than this job's failure
+            self.fail(job, error)
+            return
         del value
         try:
             self.worker.answer(job, VALUE, payload, buffers)
@@ -133,7 +136,7 @@ class Server:
         error.__traceback__ = None
         try:
             payload, buffers = dumps((error, text))
-        except Exception as inner:
+        except BaseException as inner:
             self.refuse(
                 job, f"raised an exception that cannot be pickled: {describe(error, inner)}\n\n{text}"
             )

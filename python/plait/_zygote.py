@@ -36,6 +36,10 @@ def main() -> NoReturn:
     # Ctrl-C is the pool's business. A handler, not SIG_IGN: that would be inherited by what workers start by
     # `exec`.
     signal.signal(signal.SIGINT, _leave_it)
+    if configuration["authkey"] is not None:
+        from multiprocessing.process import current_process
+
+        current_process().authkey = configuration["authkey"]
     Zygote(socket, pool, configuration["initializer"]).serve()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import pickle
 
-__all__ = ["ResultNotPicklable", "TaskTimeout", "WorkerDied"]
+__all__ = ["ArgumentNotPicklable", "ResultNotPicklable", "TaskTimeout", "WorkerDied"]
 
 
 class WorkerDied(concurrent.futures.BrokenExecutor):
@@ -53,8 +54,12 @@ class TaskTimeout(TimeoutError):
         return f"{self.job} ran for longer than its timeout of {self.timeout:g} s"
 
 
-class ResultNotPicklable(TypeError):
-    """A job returned (or raised) a value that cannot cross back from its worker process."""
+class ArgumentNotPicklable(TypeError, pickle.PicklingError):
+    """A job's function or one of its arguments cannot be sent to a worker process."""
+
+
+class ResultNotPicklable(TypeError, pickle.PicklingError):
+    """A job returned (or raised) a value that cannot be sent back from its worker process."""
 
 
 def _signal_name(number: int) -> str:

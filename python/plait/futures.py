@@ -25,7 +25,7 @@ from plait.future import Future
 from plait.thread_pool import ThreadPool, _create, default_workers
 
 if TYPE_CHECKING:
-    from concurrent.futures import ProcessPoolExecutor
+    from plait._process_pool_executor import ProcessPoolExecutor
 
 __all__ = [
     "ALL_COMPLETED",
@@ -109,6 +109,10 @@ class _WorkQueue:
 
 def __getattr__(name: str) -> Any:
     """The executors that most programs do without, imported when somebody asks."""
-    if name in __all__ and name in ("InterpreterPoolExecutor", "ProcessPoolExecutor"):
+    if name == "ProcessPoolExecutor":
+        from plait._process_pool_executor import ProcessPoolExecutor
+
+        return ProcessPoolExecutor
+    if name == "InterpreterPoolExecutor" and name in __all__:
         return getattr(concurrent.futures, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from plait import _rust, _serialize
 from plait._job import DEFAULT_OPTIONS, JobOptions, job_name
-from plait.errors import ResultNotPicklable, TaskTimeout, WorkerDied
+from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
 from plait.future import Future
 
 __all__ = ["ProcessPool"]
@@ -36,12 +36,15 @@ class ProcessPool:
         the pool
             fails with `concurrent.futures.process.BrokenProcessPool`, which carries its traceback.
 
+        max_tasks_per_worker: after so many jobs a worker is replaced by a new one; by default never.
+
     Raises:
-        ValueError: `workers` is below 1.
+        ValueError: `workers` or `max_tasks_per_worker` is below 1.
         TypeError: `initializer` is not callable or cannot be pickled.
     """
 
     model: ClassVar[str] = "processes"
+    worker_died: ClassVar[type[WorkerDied]] = WorkerDied
 
     def __init__(
         self,
@@ -49,13 +52,25 @@ class ProcessPool:
         *,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        max_tasks_per_worker: int | None = None,
     ) -> None:
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
-        configuration = {"path": sys.path, "initializer": _pickle_initializer(initializer, initargs)}
+        if max_tasks_per_worker is not None and max_tasks_per_worker < 1:
+            raise ValueError(f"max_tasks_per_worker must be at least 1, not {max_tasks_per_worker}")
+        configuration = {
+            "path": sys.path,
+            "authkey": _authkey(),
+            "initializer": _pickle_initializer(initializer, initargs),
+        }
         self._core = _rust.ProcessPool(
-            self.workers, _zygote_command(), marshal.dumps(configuration), Future, _exception_of
+            self.workers,
+            max_tasks_per_worker,
+            _zygote_command(),
+            marshal.dumps(configuration),
+            Future,
+            self._exception_of,
         )
         self._functions = _Functions(self._core)
         _live_pools.add(self)
@@ -92,7 +107,9 @@ class ProcessPool:
         try:
             definition = _serialize.dumps_function(fn)
         except Exception as error:
-            raise TypeError(_serialize.describe_call(fn, (), {}, job_name(fn, DEFAULT_OPTIONS))) from error
+            raise ArgumentNotPicklable(
+                _serialize.describe_call(fn, (), {}, job_name(fn, DEFAULT_OPTIONS))
+            ) from error
         return _Frozen(fn, definition)
 
     def statistics(self) -> dict[str, Any]:
@@ -114,10 +131,41 @@ class ProcessPool:
                 raise
             self._functions.forget()
 
+    def wait_closed(self) -> None:
+        """Wait until the pool, which was shut down, has done its jobs and given everything back."""
+        self._core.wait_closed()
+
     def terminate(self) -> None:
         """End every worker at once. Running jobs fail with `WorkerDied`, the others are cancelled."""
         self._core.terminate()
         self._core.wait_closed()
+
+    @classmethod
+    def _exception_of(
+        cls,
+        kind: str,
+        name: Any,
+        pid: int,
+        exitcode: int | None,
+        signal: int | None,
+        timeout: float | None,
+        text: str,
+    ) -> BaseException:
+        """The exception for a job that has no answer; called by the collector."""
+        job = name if isinstance(name, str) else job_name(name, DEFAULT_OPTIONS)
+        match kind:
+            case "died" | "terminated":
+                return cls.worker_died(job, pid, exitcode, signal)
+            case "overdue":
+                return TaskTimeout(job, timeout or 0.0)
+            case "unpicklable":
+                return ResultNotPicklable(f"{job} {text}")
+            case "too large":
+                return MemoryError(f"the arguments of {job} do not fit into the memory shared with workers")
+            case _:
+                from concurrent.futures.process import BrokenProcessPool
+
+                return BrokenProcessPool(f"no worker of the pool can be used: {text}")
 
 
 class RefusedFuture(Future[Any]):
@@ -187,34 +235,12 @@ def _refused(
 ) -> Future[Any]:
     """A future that has failed because the call could not be pickled."""
     fn = fn.function if isinstance(fn, _Frozen) else fn
-    refusal = TypeError(_serialize.describe_call(fn, args, kwargs, job_name(fn, options)))
+    refusal = ArgumentNotPicklable(_serialize.describe_call(fn, args, kwargs, job_name(fn, options)))
     refusal.__cause__ = error
     future = RefusedFuture()
     future.set_running_or_notify_cancel()
     future.set_exception(refusal)
     return future
-
-
-def _exception_of(
-    kind: str, name: Any, pid: int, exitcode: int | None, signal: int | None, timeout: float | None, text: str
-) -> BaseException:
-    """The exception for a job that has no answer; called by the collector."""
-    job = name if isinstance(name, str) else job_name(name, DEFAULT_OPTIONS)
-    match kind:
-        case "died":
-            return WorkerDied(job, pid, exitcode, signal)
-        case "overdue":
-            return TaskTimeout(job, timeout or 0.0)
-        case "unpicklable":
-            return ResultNotPicklable(f"{job} {text}")
-        case "too large":
-            return MemoryError(f"the arguments of {job} do not fit into the memory shared with workers")
-        case "terminated":
-            return WorkerDied(job, pid, exitcode, signal)
-        case _:
-            from concurrent.futures.process import BrokenProcessPool
-
-            return BrokenProcessPool(f"no worker of the pool can be used: {text}")
 
 
 def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes | None:
@@ -226,10 +252,16 @@ def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tup
         definition = _serialize.dumps_function(initializer)
         arguments, buffers = _serialize.dumps(tuple(initargs))
     except Exception as error:
-        raise TypeError(
+        raise ArgumentNotPicklable(
             _serialize.describe_call(initializer, tuple(initargs), {}, "the initializer")
         ) from error
     return marshal.dumps((definition, arguments, [bytes(buffer.raw()) for buffer in buffers]))
+
+
+def _authkey() -> bytes | None:
+    """What workers need to reach the managers of this process; `None` if it cannot have any."""
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    return None if multiprocessing is None else bytes(multiprocessing.current_process().authkey)
 
 
 def _zygote_command() -> list[str]:

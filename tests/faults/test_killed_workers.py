@@ -26,7 +26,7 @@ def descriptors() -> Counter[str]:
     found: Counter[str] = Counter()
     for path in Path("/proc/self/fd").iterdir():
         try:
-            found[os.readlink(path).split(":")[0]] += 1
+            found[str(path.readlink()).split(":")[0]] += 1
         except FileNotFoundError:  # the listing's own
             continue
     return found
@@ -98,7 +98,6 @@ def test_each_kill_costs_one_job_and_nothing_is_left(seed: int) -> None:
     for number, (future, error) in enumerate(zip(futures, outcomes, strict=True)):
         assert error is not None or future.result() == number * number
     pool.shutdown()
-    del pool, futures, future
     assert (descriptors(), shared_mappings(), threading.active_count(), children()) == before
 
 

@@ -274,6 +274,7 @@ impl ProcessPool {
     #[new]
     fn new(
         workers: usize,
+        jobs_per_worker: Option<u32>,
         command: Vec<OsString>,
         configuration: Vec<u8>,
         future_type: Py<PyType>,
@@ -285,6 +286,7 @@ impl ProcessPool {
         };
         let inner = EnginePool::new(
             workers,
+            jobs_per_worker,
             launch,
             Resolver {
                 exception_of: Some(exception_of),

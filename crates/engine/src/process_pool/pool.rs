@@ -169,15 +169,21 @@ impl<H: Handle> fmt::Debug for ProcessPool<H> {
 }
 
 impl<H: Handle> ProcessPool<H> {
-    /// A pool of up to `workers` processes, none of which is started before there is a job.
-    pub fn new(workers: usize, launch: Launch, sink: impl Deliver<H>) -> io::Result<Self> {
+    /// A pool of up to `workers` processes, none of which is started before there is a job, and each of which is
+    /// replaced after `jobs_per_worker` of them.
+    pub fn new(
+        workers: usize,
+        jobs_per_worker: Option<u32>,
+        launch: Launch,
+        sink: impl Deliver<H>,
+    ) -> io::Result<Self> {
         let plumbing = Arc::new(Plumbing {
             arguments: Arc::new(Arena::create("plait-arguments", LARGEST_ARENA)?),
             doorbell: Doorbell::new()?,
         });
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                supervisor: Supervisor::new(workers),
+                supervisor: Supervisor::new(workers, jobs_per_worker),
                 entries: HashMap::new(),
                 next_job: 0,
                 links: HashMap::new(),

@@ -115,13 +115,22 @@ struct Worker {
     condemned: Option<Cause>,
     /// Sent and not answered, in order.
     queue: VecDeque<JobId>,
+    /// How many jobs it may be sent until it is replaced.
+    jobs_left: u32,
     /// What its jobs took lately, if it has answered one.
     run_ns: Option<u64>,
 }
 
 impl Worker {
     fn takes_jobs(&self) -> bool {
-        !self.stopping && !self.full && self.condemned.is_none()
+        !self.stopping && !self.full && self.jobs_left > 0 && self.condemned.is_none()
+    }
+
+    /// A job that was sent did not reach it after all.
+    fn unsend(&mut self) {
+        if self.jobs_left != u32::MAX {
+            self.jobs_left += 1;
+        }
     }
 
     fn depth(&self) -> usize {
@@ -135,6 +144,7 @@ impl Worker {
 #[derive(Debug)]
 pub struct Supervisor {
     most_workers: usize,
+    jobs_per_worker: u32,
     workers: BTreeMap<WorkerId, Worker>,
     /// The retries left of every job that has not ended.
     jobs: HashMap<JobId, u32>,
@@ -147,10 +157,11 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// A pool of up to `most_workers` workers, none of which exists yet.
-    pub fn new(most_workers: usize) -> Self {
+    /// A pool of up to `most_workers` workers, none of which exists yet; each is replaced after `jobs_per_worker`.
+    pub fn new(most_workers: usize, jobs_per_worker: Option<u32>) -> Self {
         Self {
             most_workers,
+            jobs_per_worker: jobs_per_worker.unwrap_or(u32::MAX),
             workers: BTreeMap::new(),
             jobs: HashMap::new(),
             pending: VecDeque::new(),
@@ -220,14 +231,14 @@ impl Supervisor {
                 run_ns,
             } => self.answered(worker, job, failed, run_ns, actions),
             Event::Withdrawn { worker, job } => {
-                if self.take_from(worker, job) {
+                if self.unsend(worker, job) {
                     self.jobs.remove(&job);
                     actions.push(Action::Cancel { job });
                 }
                 self.settle(actions);
             }
             Event::NoRoom { worker, job } => {
-                if self.take_from(worker, job) {
+                if self.unsend(worker, job) {
                     self.pending.push_front(job);
                 }
                 match self.workers.get_mut(&worker) {
@@ -249,8 +260,10 @@ impl Supervisor {
             Event::Revoked { worker, count } => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     for _ in 0..count {
-                        self.pending.extend(worker.queue.pop_back());
-                        self.pending.rotate_right(1);
+                        if let Some(job) = worker.queue.pop_back() {
+                            worker.unsend();
+                            self.pending.push_front(job);
+                        }
                     }
                 }
                 self.dispatch(actions);
@@ -359,13 +372,15 @@ impl Supervisor {
     fn settle(&mut self, actions: &mut Vec<Action>) {
         self.dispatch(actions);
         self.even_out(actions);
-        if self.phase >= Phase::Draining && self.jobs.is_empty() {
-            for (&id, worker) in &mut self.workers {
-                if !worker.stopping && worker.condemned.is_none() {
-                    worker.stopping = true;
-                    actions.push(Action::Stop { worker: id });
-                }
+        let leaving = self.phase >= Phase::Draining && self.jobs.is_empty();
+        for (&id, worker) in &mut self.workers {
+            let used_up = worker.jobs_left == 0 && worker.queue.is_empty();
+            if (leaving || used_up) && !worker.stopping && worker.condemned.is_none() {
+                worker.stopping = true;
+                actions.push(Action::Stop { worker: id });
             }
+        }
+        if leaving {
             if self.workers.is_empty() && self.phase < Phase::Closed {
                 self.phase = Phase::Closed;
                 actions.push(Action::Close);
@@ -392,6 +407,9 @@ impl Supervisor {
             if let (Some(worker), Some(job)) = (self.workers.get_mut(&id), self.pending.pop_front())
             {
                 worker.queue.push_back(job);
+                if worker.jobs_left != u32::MAX {
+                    worker.jobs_left -= 1;
+                }
                 actions.push(Action::Send { worker: id, job });
             }
         }
@@ -406,6 +424,7 @@ impl Supervisor {
             full: false,
             condemned: None,
             queue: VecDeque::new(),
+            jobs_left: self.jobs_per_worker,
             run_ns: None,
         };
         self.workers.insert(id, worker);
@@ -485,6 +504,14 @@ impl Supervisor {
             }
             _ => false,
         }
+    }
+
+    fn unsend(&mut self, worker: WorkerId, job: JobId) -> bool {
+        let taken = self.take_from(worker, job);
+        if taken && let Some(worker) = self.workers.get_mut(&worker) {
+            worker.unsend();
+        }
+        taken
     }
 
     fn take_from(&mut self, worker: WorkerId, job: JobId) -> bool {

@@ -1,0 +1,148 @@
+"""`plait.futures.ProcessPoolExecutor`: the standard executor's face on plait's process pool.
+
+A module of its own because the standard one it derives from imports all of `multiprocessing`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
+from typing import Any, ParamSpec, TypeVar
+
+from plait import errors
+from plait._job import DEFAULT_OPTIONS
+from plait.future import Future
+from plait.process_pool import ProcessPool
+
+__all__ = ["ProcessPoolExecutor"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class WorkerDied(errors.WorkerDied, BrokenProcessPool):
+    """`plait.WorkerDied`, for code that expects the standard `BrokenProcessPool`."""
+
+
+class _Pool(ProcessPool):
+    worker_died = WorkerDied
+
+
+class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
+    """`concurrent.futures.ProcessPoolExecutor` on plait's process pool: the same arguments and behaviour.
+
+    Except that a worker that dies fails only the job it was running (with a `BrokenProcessPool`); it is
+    replaced, and the executor goes on. Workers come from a zygote whatever start method `mp_context` names,
+    so the caller is never forked. Thread-safe; for forks see `plait.process_pool.ProcessPool`.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: BaseContext | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+    ) -> None:
+        if max_workers is None:
+            max_workers = len(os.sched_getaffinity(0))
+        elif max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if mp_context is None:
+            mp_context = multiprocessing.get_context(None if max_tasks_per_child is None else "spawn")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+            if mp_context.get_start_method(allow_none=False) == "fork":
+                raise ValueError(
+                    "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
+                    "supply a different mp_context."
+                )
+        self._max_workers = max_workers
+        self._mp_context = mp_context
+        self._pool = _Pool(
+            max_workers,
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks_per_worker=max_tasks_per_child,
+        )
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Schedule ``fn(*args, **kwargs)`` and return its future. Raises RuntimeError after `shutdown`."""
+        return self._pool.submit(fn, args, kwargs, DEFAULT_OPTIONS)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more jobs; with `wait`, return when all are done and every process is gone."""
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+    def __del__(self) -> None:
+        # Whoever still waits for the last jobs may hold the pool, so its own end is not enough.
+        if (pool := vars(self).get("_pool")) is not None:
+            pool.shutdown(wait=False)
+
+    def terminate_workers(self) -> None:
+        """End every worker at once; running jobs fail, the others are cancelled."""
+        self._pool.terminate()
+
+    kill_workers = terminate_workers
+
+    @property
+    def _executor_manager_thread(self) -> _Joinable:  # type: ignore[override]
+        return _Joinable(self._pool)
+
+    _call_queue = _executor_manager_thread
+
+    @property
+    def _processes(self) -> dict[int, _WorkerProcess]:  # type: ignore[override] # the standard one is a dict, too
+        """What people read of the standard executor to find its workers, once they have started."""
+        while 0 in (pids := self._pool.statistics()["workers"]):
+            time.sleep(0.001)
+        return {pid: _WorkerProcess(pid) for pid in pids}
+
+
+class _Joinable:
+    """As much of a thread, or of a queue's feeder, as can be asked of what the engine does by itself."""
+
+    def __init__(self, pool: ProcessPool) -> None:
+        self._pool = pool
+
+    def join(self) -> None:
+        self._pool.wait_closed()
+
+    join_thread = join
+
+
+class _WorkerProcess:
+    """As much of a `multiprocessing.Process` as can be asked of a worker."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def join(self) -> None:
+        """Wait until the process is gone."""
+        while self.is_alive():
+            time.sleep(0.001)
+
+    def is_alive(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
