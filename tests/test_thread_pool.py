@@ -255,6 +255,27 @@ def test_shutdown_waits_for_an_attempt_that_comes_after_it() -> None:
     assert threads_of(pool) == set()
 
 
+def test_shutdown_that_cancels_ends_an_attempt_that_waits() -> None:
+    pool, gate = ThreadPool(1), threading.Event()
+    timed = submit(pool, gate.wait, LONG, options=JobOptions(timeout=0.05, retries=1))
+    while not pool.waiting:
+        time.sleep(0.001)
+    queued = submit(pool, int)
+
+    def leave(future: Future[Any]) -> None:
+        raise SystemExit(3)
+
+    queued.add_done_callback(leave)
+    last = submit(pool, int)
+    with pytest.raises(SystemExit):
+        pool.shutdown(wait=False, cancel_futures=True)
+    assert type(timed.exception(LONG)) is TaskTimeout
+    assert queued.cancelled()
+    assert last.cancelled()
+    gate.set()
+    pool.shutdown()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "choose",
     "die_with_parent",
+    "forget_waiting_threads",
 ]
 
 __version__: str
@@ -74,6 +75,8 @@ class Future:
     def _done_callbacks(self) -> Any: ...
     @_done_callbacks.setter
     def _done_callbacks(self, value: Any) -> None: ...
+
+def forget_waiting_threads() -> None: ...
 
 @disjoint_base
 class ThreadPool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 from collections.abc import Generator
 from typing import Any, TypeVar
 
@@ -26,3 +27,6 @@ class Future(_rust.Future, concurrent.futures.Future[T]):
         import asyncio
 
         return asyncio.wrap_future(self).__await__()
+
+
+os.register_at_fork(after_in_child=_rust.forget_waiting_threads)

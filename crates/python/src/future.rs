@@ -20,6 +20,7 @@
 //! * Threads in `result()` park on the Rust side. A transition to a final state takes their wakers out of
 //!   `cell` and wakes them afterwards, in [`Wake::now`] or when the caller of [`Future::resolve_later`] likes.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,8 +52,8 @@ const SPIN: Duration = Duration::from_micros(30);
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(40);
 
 thread_local! {
-    /// What this thread sleeps on in `result()`; a thread waits for one future at a time.
-    static PARKER: Parker = Parker::new();
+    /// What this thread sleeps on in `result()`.
+    static PARKER: RefCell<Parker> = RefCell::new(Parker::new());
 }
 
 /// One job's outcome to come. See the module's documentation.
@@ -150,20 +151,6 @@ impl Wake {
     pub fn now(&mut self) {
         for thread in self.0.drain(..) {
             thread.unpark();
-        }
-    }
-
-    /// Whether there is nobody to wake.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Adds those of `other`.
-    pub fn merge(&mut self, mut other: Wake) {
-        if self.0.is_empty() {
-            *self = other;
-        } else {
-            self.0.append(&mut other.0);
         }
     }
 }
@@ -418,7 +405,7 @@ impl Future {
 
     /// Sleeps until the future is done; false if `deadline` came first. Signals are seen to on the main thread.
     fn wait(&self, py: Python<'_>, deadline: Option<Instant>) -> PyResult<bool> {
-        let waker = PARKER.with(Parker::unparker);
+        let waker = PARKER.with_borrow(Parker::unparker);
         {
             let mut cell = self.cell();
             if self.is_done() {
@@ -434,7 +421,9 @@ impl Future {
     }
 
     fn sleep(&self, py: Python<'_>, deadline: Option<Instant>) -> PyResult<bool> {
-        let mut woken = detach(py, || PARKER.with(|parker| parker.spin(SPIN, || true)));
+        let mut woken = detach(py, || {
+            PARKER.with_borrow(|parker| parker.spin(SPIN, || true))
+        });
         let mut sees_signals = None;
         loop {
             if self.is_done() {
@@ -449,13 +438,16 @@ impl Future {
             };
             let until = if sees_signals {
                 py.check_signals()?;
+                if self.is_done() {
+                    return Ok(true); // by a handler, or while one took the wake-up for a wait of its own
+                }
                 let next = Instant::now() + SIGNAL_INTERVAL;
                 Some(deadline.map_or(next, |deadline| deadline.min(next)))
             } else {
                 deadline
             };
             woken = detach(py, || {
-                PARKER.with(|parker| {
+                PARKER.with_borrow(|parker| {
                     if let Some(until) = until {
                         return parker.park_until(until);
                     }
@@ -852,6 +844,13 @@ fn detach<R: Send>(py: Python<'_>, body: impl FnOnce() -> R + Send) -> R {
     })
 }
 
+/// In the child of a fork: the thread that is left may wait again, although another was perhaps about to wake it.
+#[pyfunction]
+pub fn forget_waiting_threads() {
+    PARKER.replace(Parker::new());
+    WAITING.store(0, Ordering::Relaxed);
+}
+
 /// For a detached thread that was called by one which is still attached: waits a few microseconds, until that one
 /// waits in `result()`. Asking for the interpreter while another thread has it means to sleep in the kernel and
 /// to be woken from there, which takes much longer than it takes the caller to get to its `result()`.
@@ -859,7 +858,7 @@ pub fn await_free_interpreter() {
     const LIMIT: Duration = Duration::from_micros(10);
     let began = Instant::now();
     while WAITING.load(Ordering::Relaxed) == 0 && began.elapsed() < LIMIT {
-        std::hint::spin_loop();
+        std::thread::yield_now();
     }
 }
 

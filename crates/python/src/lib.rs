@@ -12,7 +12,7 @@ mod _rust {
     #[pymodule_export]
     use super::choose::choose;
     #[pymodule_export]
-    use super::future::Future;
+    use super::future::{Future, forget_waiting_threads};
     #[pymodule_export]
     use super::process_pool::{Function, ProcessPool, SharedBuffer, Worker, die_with_parent};
     #[pymodule_export]

@@ -213,11 +213,13 @@ fn split(py: Python<'_>, outcome: PyResult<Bound<'_, PyAny>>) -> Result<Py<PyAny
         .map_err(|error| error.into_value(py).into_any())
 }
 
-fn task_timeout(py: Python<'_>, extras: &Extras) -> PyResult<Py<PyAny>> {
+/// The exception of a job whose time is over.
+fn timed_out(py: Python<'_>, extras: &Extras) -> Py<PyAny> {
     static TASK_TIMEOUT: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    let kind = TASK_TIMEOUT.import(py, "plait.errors", "TaskTimeout")?;
-    kind.call1((&extras.name, extras.timeout))
-        .map(Bound::unbind)
+    TASK_TIMEOUT
+        .import(py, "plait.errors", "TaskTimeout")
+        .and_then(|kind| kind.call1((&extras.name, extras.timeout)))
+        .map_or_else(|error| error.into_value(py).into_any(), Bound::unbind)
 }
 
 /// Whether another attempt may do better: not if the job was cancelled or wants to end the program.
@@ -389,13 +391,20 @@ impl ThreadPool {
         }
     }
 
-    /// Cancels the jobs that wait.
+    /// Cancels the jobs that wait; those that wait for another attempt fail for the reason of the last one.
     fn cancel_waiting(&self, py: Python<'_>) -> PyResult<()> {
+        let mut outcome = Ok(());
         for job in self.shared.engine.drain() {
-            job.future.bind(py).call_method0(intern!(py, "cancel"))?;
-            Future::notify_cancelled(job.future.bind(py));
+            let future = job.future.bind(py);
+            if let Some(extras) = job.extras.as_ref().filter(|extras| extras.started) {
+                Future::resolve(future, Err(timed_out(py, extras)));
+                continue;
+            }
+            // A callback may want to end the program: not before the other jobs are seen to.
+            outcome = outcome.and(future.call_method0(intern!(py, "cancel")).map(drop));
+            Future::notify_cancelled(future);
         }
-        Ok(())
+        outcome
     }
 
     /// In the child of a fork: no thread of the parent exists here. The jobs that waited are the parent's.

@@ -114,10 +114,13 @@ impl Parker {
     }
 
     /// Looks for a token, without sleeping, for at most about `limit` and while `worthwhile`; true if it took one.
+    ///
+    /// After a moment it offers the processor to others between two looks: whoever is to leave the token may have
+    /// been put on this very one, and would otherwise wait there until this thread sleeps.
     #[cfg(not(plait_loom))]
     pub fn spin(&self, limit: Duration, worthwhile: impl Fn() -> bool) -> bool {
-        /// Looks between two looks at the clock: a clock read costs about as much as these.
-        const LOOKS: u32 = 16;
+        /// Looks between two offers: an offer costs several of these.
+        const LOOKS: u32 = 64;
         let began = Instant::now();
         loop {
             for _ in 0..LOOKS {
@@ -129,6 +132,7 @@ impl Parker {
             if began.elapsed() >= limit || !worthwhile() {
                 return false;
             }
+            std::thread::yield_now();
         }
     }
 
