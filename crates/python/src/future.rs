@@ -153,6 +153,11 @@ impl Wake {
             thread.unpark();
         }
     }
+
+    /// Adds those of `other`.
+    pub fn merge(&mut self, mut other: Wake) {
+        self.0.append(&mut other.0);
+    }
 }
 
 /// What a transition to a final state leaves to be done once `cell` is free.

@@ -187,9 +187,7 @@ impl Shared {
                 extras: Some(extras),
             });
         }
-        let error =
-            task_timeout(py, &extras).unwrap_or_else(|error| error.into_value(py).into_any());
-        Future::resolve(future.bind(py), Err(error));
+        Future::resolve(future.bind(py), Err(timed_out(py, &extras)));
         Submitted::Queued
     }
 
