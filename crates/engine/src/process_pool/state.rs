@@ -128,9 +128,8 @@ impl Worker {
 
     /// A job that was sent did not reach it after all.
     fn unsend(&mut self) {
-        if self.jobs_left != u32::MAX {
-            self.jobs_left += 1;
-        }
+        // At its maximum it does not count.
+        self.jobs_left = self.jobs_left.saturating_add(1);
     }
 
     fn depth(&self) -> usize {
@@ -380,11 +379,9 @@ impl Supervisor {
                 actions.push(Action::Stop { worker: id });
             }
         }
-        if leaving {
-            if self.workers.is_empty() && self.phase < Phase::Closed {
-                self.phase = Phase::Closed;
-                actions.push(Action::Close);
-            }
+        if leaving && self.workers.is_empty() && self.phase < Phase::Closed {
+            self.phase = Phase::Closed;
+            actions.push(Action::Close);
         }
     }
 
