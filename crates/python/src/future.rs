@@ -22,7 +22,7 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use plait_sync::parker::{Parker, Unparker};
@@ -61,6 +61,13 @@ thread_local! {
 pub struct Future {
     state: AtomicU8,
     cell: Mutex<Cell>,
+    helper: OnceLock<Arc<dyn Help>>,
+}
+
+/// What a thread that is about to sleep for a future can do instead, for a moment, to bring its end about.
+pub trait Help: Send + Sync {
+    /// Returns soon, whether the future is done or not. Must not run callbacks: the waiting thread may hold locks.
+    fn help(&self, future: &Bound<'_, Future>);
 }
 
 #[derive(Default)]
@@ -227,6 +234,18 @@ impl Future {
                 Wake::default()
             }
         }
+    }
+
+    /// Lets whoever waits for this future help to bring its end about. The first helper stays.
+    pub fn set_helper(&self, helper: Arc<dyn Help>) {
+        // A second one would be a mistake of ours that costs nothing.
+        let _ = self.helper.set(helper);
+    }
+
+    /// Whether resolving it would run nothing but the wake-up of threads in `result()`.
+    pub fn is_plain(&self) -> bool {
+        let cell = self.cell();
+        cell.standard.is_none() && cell.callbacks.is_empty()
     }
 
     /// Tells `wait` and `as_completed` about a cancelled future; nothing happens if it is not cancelled.
@@ -478,6 +497,9 @@ impl Future {
                     Some(known) => known,
                     None => *deadline.insert(to_deadline(timeout)?),
                 };
+                if let Some(helper) = this.helper.get() {
+                    helper.help(slf);
+                }
                 if !this.wait(py, deadline)? {
                     return Err(PyTimeoutError::new_err(()));
                 }
@@ -519,6 +541,7 @@ impl Future {
         Self {
             state: AtomicU8::new(PENDING),
             cell: Mutex::new(Cell::default()),
+            helper: OnceLock::new(),
         }
     }
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use plait_engine::process_pool::state::Cause;
 use plait_engine::process_pool::{
-    Bytes, Call, Deliver, Function as EngineFunction, Handle, Job, Launch, Outcome, Payload,
-    ProcessEnd, ProcessPool as EnginePool, Refused, Worker as EngineWorker, protocol::Status,
+    Bytes, Call, Deliver, Function as EngineFunction, Handle, Helper, Job, Launch, Outcome,
+    Payload, ProcessEnd, ProcessPool as EnginePool, Refused, Worker as EngineWorker,
+    protocol::Status,
 };
 use plait_engine::shared_memory::Lease;
 use plait_engine::sys::doorbell::Doorbell;
@@ -24,7 +25,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyType};
 
-use crate::future::{Future, Wake};
+use crate::future::{Future, Help, Wake};
 
 /// How often a thread that waits for a pool to close looks for signals such as Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(40);
@@ -208,7 +209,7 @@ fn loads(py: Python<'_>, payload: Bytes, buffers: Vec<Bytes>) -> PyResult<Py<PyA
     loads.call((payload,), Some(&options)).map(Bound::unbind)
 }
 
-impl Deliver<Handed> for Resolver {
+impl Deliver<Handed> for Arc<Resolver> {
     fn deliver(&mut self, batch: Vec<(Handed, Outcome)>) {
         let mut batch = Some(batch);
         let woken = Python::try_attach(|py| {
@@ -238,6 +239,31 @@ impl Drop for Resolver {
     }
 }
 
+/// Lets a thread in `result()` hear workers itself.
+struct PoolHelper {
+    pool: Helper<Handed>,
+    resolver: Arc<Resolver>,
+}
+
+impl Help for PoolHelper {
+    fn help(&self, future: &Bound<'_, Future>) {
+        let (py, this) = (future.py(), future.get());
+        let address = std::ptr::from_ref(this).addr();
+        let found = py.detach(|| {
+            self.pool.help(
+                || this.is_done(),
+                |handed| {
+                    let candidate = handed.future.get();
+                    std::ptr::from_ref(candidate).addr() == address && candidate.is_plain()
+                },
+            )
+        });
+        if let Some((handed, outcome)) = found {
+            self.resolver.resolve(py, handed, outcome).now();
+        }
+    }
+}
+
 /// A function as a pool sends it.
 #[pyclass(frozen, module = "plait._rust")]
 pub struct Function {
@@ -248,6 +274,7 @@ pub struct Function {
 #[pyclass(frozen, module = "plait._rust")]
 pub struct ProcessPool {
     inner: EnginePool<Handed>,
+    helper: Arc<PoolHelper>,
     future_type: Py<PyType>,
 }
 
@@ -284,15 +311,19 @@ impl ProcessPool {
             command,
             configuration,
         };
-        let inner = EnginePool::new(
-            workers,
-            jobs_per_worker,
-            launch,
-            Resolver {
-                exception_of: Some(exception_of),
-            },
-        )?;
-        Ok(Self { inner, future_type })
+        let resolver = Arc::new(Resolver {
+            exception_of: Some(exception_of),
+        });
+        let inner = EnginePool::new(workers, jobs_per_worker, launch, Arc::clone(&resolver))?;
+        let helper = Arc::new(PoolHelper {
+            pool: inner.helper(),
+            resolver,
+        });
+        Ok(Self {
+            inner,
+            helper,
+            future_type,
+        })
     }
 
     /// A function that jobs can name, kept by workers in `slot`, or sent along with each job.
@@ -336,6 +367,9 @@ impl ProcessPool {
             retries,
         };
         let future = Future::create(py, self.future_type.bind(py))?;
+        future
+            .get()
+            .set_helper(Arc::clone(&self.helper) as Arc<dyn Help>);
         let handed = Handed {
             future: future.clone().unbind(),
             name,

@@ -10,6 +10,6 @@ mod worker;
 mod zygote;
 
 pub use link::{Function, Job, Payload};
-pub use pool::{Deliver, Handle, Outcome, ProcessEnd, ProcessPool, Refused, Statistics};
+pub use pool::{Deliver, Handle, Helper, Outcome, ProcessEnd, ProcessPool, Refused, Statistics};
 pub use worker::{Bytes, Call, Worker};
 pub use zygote::Launch;

@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use plait_sync::window;
@@ -26,6 +26,8 @@ use crate::sys::process;
 const LARGEST_ARENA: usize = 64 << 30;
 /// How often the collector looks again before it sleeps, while jobs are running.
 const SPINS: u32 = 64;
+/// How often a thread that waits for a quick job looks for its answer before it leaves that to the collector.
+const HELP_SPINS: u32 = 256;
 
 /// What the caller wants back with a job's outcome.
 pub trait Handle: Send + 'static {
@@ -91,6 +93,8 @@ struct State<H> {
     unusable: String,
     /// Gone when the pool is closed.
     plumbing: Option<Arc<Plumbing>>,
+    /// How many threads hear workers in the collector's place.
+    helpers: usize,
     /// Nothing is left to do but to leave.
     closing: bool,
     /// The collector has left, and all is given back.
@@ -192,6 +196,7 @@ impl<H: Handle> ProcessPool<H> {
                 timed: 0,
                 unusable: String::new(),
                 plumbing: Some(Arc::clone(&plumbing)),
+                helpers: 0,
                 closing: false,
                 closed: false,
                 actions: Vec::new(),
@@ -312,6 +317,13 @@ impl<H: Handle> ProcessPool<H> {
         state.closed
     }
 
+    /// For threads that wait for jobs.
+    pub fn helper(&self) -> Helper<H> {
+        Helper {
+            shared: Arc::downgrade(&self.shared),
+        }
+    }
+
     /// What the pool is doing at the moment.
     pub fn statistics(&self) -> Statistics {
         let state = self.shared.lock();
@@ -330,6 +342,64 @@ impl<H: Handle> ProcessPool<H> {
                 .as_ref()
                 .map_or(0, |plumbing| plumbing.arguments.in_use()),
         }
+    }
+}
+
+/// Lets a thread that waits for a job hear workers itself: two wake-ups less than through the collector.
+pub struct Helper<H: Handle> {
+    shared: Weak<Shared<H>>,
+}
+
+impl<H: Handle> Helper<H> {
+    /// Hears workers for a moment, if jobs have been short lately, until `done`, or until there is the outcome that
+    /// is `wanted`, which is then the caller's to deliver. Every other outcome is left to the collector: its callbacks
+    /// could need a lock that the waiting thread holds.
+    pub fn help(
+        &self,
+        done: impl Fn() -> bool,
+        wanted: impl Fn(&H) -> bool,
+    ) -> Option<(H, Outcome)> {
+        let shared = self.shared.upgrade()?;
+        if process::id() != shared.owner {
+            return None;
+        }
+        let mut state = shared.lock();
+        if !state.supervisor.is_quick() {
+            return None;
+        }
+        // While somebody helps, workers need not wake the collector.
+        state.helpers += 1;
+        state.links.values().for_each(Link::withdraw_sleep);
+        drop(state);
+        let mut found = None;
+        for _ in 0..HELP_SPINS {
+            if done() {
+                break;
+            }
+            if let Ok(mut state) = shared.state.try_lock() {
+                shared.hear_workers(&mut state);
+                if let Some(at) = state.outbox.iter().position(|(handle, _)| wanted(handle)) {
+                    found = Some(state.outbox.swap_remove(at));
+                    break;
+                }
+            }
+            (0..8).for_each(|_| std::hint::spin_loop());
+        }
+        let mut state = shared.lock();
+        state.helpers -= 1;
+        if state.helpers == 0 {
+            state.links.values().for_each(Link::announce_sleep);
+        }
+        if !state.outbox.is_empty() || state.links.values().any(Link::has_reply) {
+            state.wake_collector();
+        }
+        found
+    }
+}
+
+impl<H: Handle> fmt::Debug for Helper<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Helper")
     }
 }
 
@@ -520,9 +590,14 @@ impl<H: Handle> Shared<H> {
             (0..32).for_each(|_| std::hint::spin_loop());
         }
         let state = self.lock();
-        state.links.values().for_each(Link::announce_sleep);
-        let ready =
-            !state.outbox.is_empty() || state.closing || state.links.values().any(Link::has_reply);
+        // A helper hears workers now, and announces in our place when it stops.
+        let heard = state.helpers > 0;
+        if !heard {
+            state.links.values().for_each(Link::announce_sleep);
+        }
+        let ready = !state.outbox.is_empty()
+            || state.closing
+            || (!heard && state.links.values().any(Link::has_reply));
         let zygote = state.zygote.clone();
         drop(state);
         if !ready {

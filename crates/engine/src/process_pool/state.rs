@@ -15,6 +15,8 @@ pub type WorkerId = u64;
 const MOST_FAILED_STARTS: u32 = 3;
 /// A worker is sent so much work ahead, judged by what its last jobs took; what it has not begun can be taken back.
 const AHEAD_NS: u64 = 400_000;
+/// A job this short ends before a thread that waits for it has fallen asleep and been woken again.
+const QUICK_NS: u64 = 30_000;
 /// The most jobs that one worker is sent ahead.
 const MOST_AHEAD: u64 = 96;
 
@@ -179,6 +181,13 @@ impl Supervisor {
     /// Whether the pool can never run a job again because its workers cannot be used.
     pub fn is_unusable(&self) -> bool {
         self.unusable
+    }
+
+    /// Whether jobs have been so short lately that waiting for one awake is cheaper than sleeping.
+    pub fn is_quick(&self) -> bool {
+        self.workers
+            .values()
+            .any(|worker| worker.run_ns.is_some_and(|run_ns| run_ns < QUICK_NS))
     }
 
     /// Jobs that have not ended.
