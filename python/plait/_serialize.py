@@ -16,23 +16,36 @@ from typing import Any
 
 PROTOCOL = 5
 
+_pickle = pickle.dumps
+
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+"""Types that pickle as they are: nothing in them can refuse, or refer to another module."""
+
 
 def dumps(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Pickle `value`; raises what pickle raises if it cannot be.
 
     Returns the pickle and its out-of-band buffers.
     """
+    kind = type(value)
+    if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value))):
+        return _pickle(value, PROTOCOL), []
     buffers: list[pickle.PickleBuffer] = []
     try:
-        payload = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+        payload = _pickle(value, PROTOCOL, buffer_callback=buffers.append)
     except Exception:
         # Lambdas and the like raise PicklingError, AttributeError or TypeError; cloudpickle may know better.
         return _dumps_by_value(value)
-    # Something that was sent by reference to `__main__`, which is another module over there. (That the name
-    # merely occurs in a string costs time, not correctness.)
-    if b"__main__" in payload or b"__mp_main__" in payload:
-        return _dumps_by_value(value)
-    return payload, buffers
+    return _dumps_by_value(value) if _names_main(payload) else (payload, buffers)
+
+
+def _names_main(payload: bytes) -> bool:
+    """Whether a pickle refers to something in ``__main__``, which is another module in another process.
+
+    That the name merely occurs in a string costs time, not correctness. (`find`, because `in` first tries to take
+    its left side for a number, and the exception that makes costs more than the search.)
+    """
+    return payload.find(b"__main__") >= 0 or payload.find(b"__mp_main__") >= 0
 
 
 def _dumps_by_value(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
@@ -48,7 +61,7 @@ def dumps_function(function: Callable[..., Any]) -> bytes:
         payload = pickle.dumps(function, PROTOCOL)
     except Exception:
         payload = b"__main__"
-    if b"__main__" in payload or b"__mp_main__" in payload:
+    if _names_main(payload):
         import cloudpickle
 
         payload = cloudpickle.dumps(function, PROTOCOL)

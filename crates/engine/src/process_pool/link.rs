@@ -1,6 +1,6 @@
 //! The pool's end of one worker's lane: sends calls, takes them back, reads answers, keeps what is lent.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,6 +13,7 @@ use super::lane::{ARENA, Lane, Replies, Requests, Returns};
 use super::protocol::{Piece, Reply, Request, Status};
 use super::state::JobId;
 use super::worker::Bytes;
+use crate::number_map::NumberMap;
 use crate::shared_memory::{Block, GiveBack, Lease};
 use crate::sys::{futex, process};
 
@@ -119,9 +120,9 @@ pub(super) struct Link {
     returner: Arc<Returner>,
     sent: VecDeque<Sent>,
     /// Pieces of the arguments' memory that the worker may be using.
-    lent: HashMap<u64, Arc<Block>>,
+    lent: NumberMap<Arc<Block>>,
     /// Which function each slot of this worker holds once it has done what it was sent.
-    known: HashMap<u64, u64>,
+    known: NumberMap<u64>,
     process: Option<(u32, OwnedFd)>,
     /// To be ended, as soon as there is a process to end.
     condemned: bool,
@@ -140,8 +141,8 @@ impl Link {
                 ring,
             }),
             sent: VecDeque::new(),
-            lent: HashMap::new(),
-            known: HashMap::new(),
+            lent: NumberMap::default(),
+            known: NumberMap::default(),
             process: None,
             condemned: false,
             lane,

@@ -1,7 +1,7 @@
 //! A pool's own side: the books, the lanes, and the one thread that collects answers and watches over workers.
 #![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
@@ -17,6 +17,7 @@ use super::protocol::Status;
 use super::state::{Action, Cause, Event, JobId, Supervisor, WorkerId};
 use super::worker::Bytes;
 use super::zygote::{Launch, Report, Zygote};
+use crate::number_map::NumberMap;
 use crate::shared_memory::Arena;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::doorbell::Doorbell;
@@ -80,9 +81,9 @@ struct Entry<H> {
 
 struct State<H> {
     supervisor: Supervisor,
-    entries: HashMap<JobId, Entry<H>>,
+    entries: NumberMap<Entry<H>>,
     next_job: JobId,
-    links: HashMap<WorkerId, Link>,
+    links: NumberMap<Link>,
     /// Shared with the collector while it polls.
     zygote: Option<Arc<Zygote>>,
     /// Ended jobs, until the collector delivers them.
@@ -188,9 +189,9 @@ impl<H: Handle> ProcessPool<H> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 supervisor: Supervisor::new(workers, jobs_per_worker),
-                entries: HashMap::new(),
+                entries: NumberMap::default(),
                 next_job: 0,
-                links: HashMap::new(),
+                links: NumberMap::default(),
                 zygote: None,
                 outbox: Vec::new(),
                 timed: 0,

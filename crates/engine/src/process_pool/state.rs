@@ -4,7 +4,9 @@
 //! and `Cancel`; the property test in `tests/supervisor.rs` drives it through random lives and deaths to hold it to that.
 #![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::number_map::NumberMap;
 
 /// A job's number, never used twice in a pool.
 pub type JobId = u64;
@@ -148,7 +150,7 @@ pub struct Supervisor {
     jobs_per_worker: u32,
     workers: BTreeMap<WorkerId, Worker>,
     /// The retries left of every job that has not ended.
-    jobs: HashMap<JobId, u32>,
+    jobs: NumberMap<u32>,
     /// Not sent to any worker, in order.
     pending: VecDeque<JobId>,
     next_worker: WorkerId,
@@ -164,7 +166,7 @@ impl Supervisor {
             most_workers,
             jobs_per_worker: jobs_per_worker.unwrap_or(u32::MAX),
             workers: BTreeMap::new(),
-            jobs: HashMap::new(),
+            jobs: NumberMap::default(),
             pending: VecDeque::new(),
             next_worker: 0,
             failed_starts: 0,
