@@ -38,7 +38,7 @@ def main() -> None:
         files = source_files(options.files)
         done = list(executor.map(compress, files, progress=True))
         if executor.decision is not None:
-            print(f"auto: {executor.decision}")
+            print(f"auto chose {executor.decision.model}: {executor.decision.reason}")
     before, after = sum(each.before for each in done), sum(each.after for each in done)
     print(
         f"{len(done)} files: {before / 2**20:.1f} MiB became {after / 2**20:.1f} MiB ({after / before:.0%})"

@@ -34,7 +34,7 @@ class Job:
 
 
 JOBS = [
-    Job("parse", "measure_complexity:measure", "parse source files: CPU-bound Python", 700),
+    Job("parse", "measure_complexity:measure", "parse source files: CPU-bound Python", 400),
     Job("compress", "compress_files:compress", "compress them (bz2): CPU work that releases the GIL", 2000),
     Job(
         "fetch",
@@ -80,7 +80,7 @@ def main() -> int:
                     items,
                     workers=job.workers,
                     rounds=3,
-                    seconds=24,
+                    seconds=26,
                     path=[HERE],
                     watch=lambda model, _, name=job.name: status.update(f"{name}: {model}"),  # type: ignore[misc]
                 )

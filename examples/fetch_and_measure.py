@@ -32,7 +32,7 @@ def main() -> None:
         urls = [f"{address}/{name}" for name in source_files(options.pages)]
         found = list(executor.map(fetch_and_measure, urls, progress=True))
         if executor.decision is not None:
-            print(f"auto: {executor.decision}")
+            print(f"auto chose {executor.decision.model}: {executor.decision.reason}")
     print(f"{len(found)} pages, {sum(each.functions for each in found)} functions; the most complex:")
     for each in sorted(found, key=lambda each: each.worst, reverse=True)[:10]:
         print(f"{each.worst:5} {each.worst_function} in {each.path}")

@@ -43,7 +43,7 @@ def main() -> None:
         urls = [f"{address}/{name}" for name in source_files(options.pages)]
         sizes = [len(page) for page in executor.map(fetch, urls, progress=True)]
         if executor.decision is not None:
-            print(f"auto: {executor.decision}")
+            print(f"auto chose {executor.decision.model}: {executor.decision.reason}")
     print(f"{len(sizes)} pages, {sum(sizes) / 2**20:.1f} MiB")
 
 

@@ -85,7 +85,7 @@ def main() -> None:
         files = source_files(options.files)
         found = list(executor.map(measure, files, progress=True))
         if executor.decision is not None:
-            print(f"auto: {executor.decision}")
+            print(f"auto chose {executor.decision.model}: {executor.decision.reason}")
     print(f"{len(found)} files, {sum(each.functions for each in found)} functions; the most complex:")
     for each in sorted(found, key=lambda each: each.worst, reverse=True)[:10]:
         print(f"{each.worst:5} {each.worst_function} in {each.path}")

@@ -183,7 +183,7 @@ class Comparison:
             )
         auto = next((result for result in self.results if result.model == AUTO and result.runs), None)
         if auto is not None and auto.runs[0].decision:
-            remarks.append(f"auto: {auto.runs[0].decision}")
+            remarks.append(f"auto chose {auto.runs[0].chosen}: {auto.runs[0].decision}")
         return remarks
 
     def sentence(self) -> str:
@@ -206,6 +206,8 @@ class Comparison:
         serial = self[SERIAL]
         if serial.waiting > 0.5:
             return f"{serial.waiting:.0%} of a serial run is waiting"
+        if serial.delayed > 0.1:
+            return "measured on a busy machine"
         threads = next((result for result in self.measured if result.model == "threads"), None)
         if threads is None or self.cpus < 2 or serial.waiting > 0.1:
             return f"{1 - serial.waiting:.0%} of a serial run is CPU time"
@@ -483,7 +485,7 @@ def _measured(
                 outcomes = [(True, value) for value in executor.map(function, items)]
             told["workers"] = executor.workers
             if model == AUTO and executor.decision is not None:
-                told |= {"decision": str(executor.decision), "chosen": executor.decision.model}
+                told |= {"decision": executor.decision.reason, "chosen": executor.decision.model}
     told |= {
         "wall": time.perf_counter() - wall,
         "cpu": _cpu_seconds() - cpu,
