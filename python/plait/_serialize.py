@@ -42,8 +42,8 @@ def dumps(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
 def _names_main(payload: bytes) -> bool:
     """Whether a pickle refers to something in ``__main__``, which is another module in another process.
 
-    That the name merely occurs in a string costs time, not correctness. (`find`, because `in` first tries to take
-    its left side for a number, and the exception that makes costs more than the search.)
+    That the name merely occurs in a string costs time, not correctness. (`find`, because `in` first tries to
+    take its left side for a number, and the exception that makes costs more than the search.)
     """
     return payload.find(b"__main__") >= 0 or payload.find(b"__mp_main__") >= 0
 
