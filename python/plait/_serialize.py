@@ -8,21 +8,25 @@ into shared memory.
 
 from __future__ import annotations
 
-import pickle
 import sys
-from collections.abc import Callable
+from _pickle import dumps as _pickle  # `pickle` itself takes a worker's start some milliseconds
+from _pickle import loads as _unpickle
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+
+# As `typing.TYPE_CHECKING`, without importing it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _pickle import PickleBuffer
+    from collections.abc import Callable
+    from typing import Any
 
 PROTOCOL = 5
-
-_pickle = pickle.dumps
 
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 """Types that pickle as they are: nothing in them can refuse, or refer to another module."""
 
 
-def dumps(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+def dumps(value: Any) -> tuple[bytes, list[PickleBuffer]]:
     """Pickle `value`; raises what pickle raises if it cannot be.
 
     Returns the pickle and its out-of-band buffers.
@@ -30,7 +34,7 @@ def dumps(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
     kind = type(value)
     if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value))):
         return _pickle(value, PROTOCOL), []
-    buffers: list[pickle.PickleBuffer] = []
+    buffers: list[PickleBuffer] = []
     try:
         payload = _pickle(value, PROTOCOL, buffer_callback=buffers.append)
     except Exception:
@@ -48,17 +52,17 @@ def _names_main(payload: bytes) -> bool:
     return payload.find(b"__main__") >= 0 or payload.find(b"__mp_main__") >= 0
 
 
-def _dumps_by_value(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+def _dumps_by_value(value: Any) -> tuple[bytes, list[PickleBuffer]]:
     import cloudpickle
 
-    buffers: list[pickle.PickleBuffer] = []
+    buffers: list[PickleBuffer] = []
     return cloudpickle.dumps(value, PROTOCOL, buffer_callback=buffers.append), buffers
 
 
 def dumps_function(function: Callable[..., Any]) -> bytes:
     """Pickle a function, by reference if it can be imported elsewhere; raises what pickle raises."""
     try:
-        payload = pickle.dumps(function, PROTOCOL)
+        payload = _pickle(function, PROTOCOL)
     except Exception:
         payload = b"__main__"
     if _names_main(payload):
@@ -137,7 +141,7 @@ def _is_importable(value: Any) -> bool:
 
 def _pickles(value: Any) -> bool:
     try:
-        pickle.dumps(value, PROTOCOL)
+        _pickle(value, PROTOCOL)
     except Exception:
         return False
     return True
@@ -222,7 +226,7 @@ def loads_exception(payload: Any, buffers: list[Any]) -> BaseException:
     """The exception a worker sent, with the remote traceback as its cause. Raises what unpickling raises."""
     from concurrent.futures.process import _RemoteTraceback
 
-    error, text = pickle.loads(payload, buffers=buffers)
+    error, text = _unpickle(payload, buffers=buffers)
     if not isinstance(error, BaseException):
         raise TypeError(f"an exception was expected, and a {type(error).__name__} came; it said\n\n{text}")
     error.__cause__ = _RemoteTraceback(text)

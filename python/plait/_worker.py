@@ -9,15 +9,18 @@ from __future__ import annotations
 import atexit
 import marshal
 import os
-import pickle
 import sys
-import threading
-from collections.abc import Callable
+from _pickle import loads  # `pickle` imports `re` and more, which a worker need not wait for
 from types import CoroutineType
-from typing import Any, NoReturn
 
 from plait import _rust
 from plait._serialize import describe, dumps
+
+# As `typing.TYPE_CHECKING`, without importing it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
 VALUE, NOTHING, RAISED, UNPICKLABLE = range(4)
 """How a call ended; `Status` in `crates/engine/src/process_pool/protocol.rs`."""
@@ -37,7 +40,8 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, initializer: byt
         if _initialize(worker, initializer):
             Server(worker).serve()
             status = 0
-        threading._shutdown()  # type: ignore[attr-defined]
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
         atexit._run_exitfuncs()
     except SystemExit as leave:
         status = leave.code if isinstance(leave.code, int) else 0
@@ -56,7 +60,7 @@ def _initialize(worker: _rust.Worker, initializer: bytes | None) -> bool:
     if initializer is not None:
         try:
             function, arguments, buffers = marshal.loads(initializer)
-            pickle.loads(function)(*pickle.loads(arguments, buffers=buffers))
+            loads(function)(*loads(arguments, buffers=buffers))
         except BaseException:
             import traceback
 
@@ -94,7 +98,7 @@ class Server:
         if definition is not None:
             self.functions[number] = _load(definition)
         function = self.functions[number]
-        arguments = pickle.loads(payload, buffers=buffers)
+        arguments = loads(payload, buffers=buffers)
         plain = type(arguments) is tuple  # else a list: the positional ones and the keywords
         value = function(*arguments) if plain else function(*arguments[0], **arguments[1])
         return self.run_coroutine(value) if type(value) is CoroutineType else value
@@ -154,7 +158,7 @@ class Server:
 def _load(definition: Any) -> Callable[..., Any]:
     """The function that a definition stands for; if it cannot be loaded, one that raises why."""
     try:
-        function: Callable[..., Any] = pickle.loads(definition)
+        function: Callable[..., Any] = loads(definition)
     except BaseException as error:
         reason = error
 

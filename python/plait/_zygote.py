@@ -7,13 +7,17 @@ always answers; when the pool's process is gone, however it went, it ends every 
 
 from __future__ import annotations
 
-import _socket  # `socket` itself takes several milliseconds to import
+import _signal  # type: ignore[import-not-found] # `signal` and `socket` import `enum` and more,
+import _socket  # which takes several milliseconds
 import marshal
 import os
 import select
-import signal
 import sys
-from typing import NoReturn
+
+# As `typing.TYPE_CHECKING`, without importing it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _FD_BYTES = 4
 
@@ -35,7 +39,7 @@ def main() -> NoReturn:
     sys.path[:] = configuration["path"]
     # Ctrl-C is the pool's business. A handler, not SIG_IGN: that would be inherited by what workers start by
     # `exec`.
-    signal.signal(signal.SIGINT, _leave_it)
+    _signal.signal(_signal.SIGINT, _leave_it)
     if configuration["authkey"] is not None:
         from multiprocessing.process import current_process
 
@@ -143,7 +147,7 @@ class Zygote:
     def end(self) -> NoReturn:
         """End every worker, then this process."""
         for pidfd, (_, pid) in self.workers.items():
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
             os.waitpid(pid, 0)
         os._exit(0)
 
