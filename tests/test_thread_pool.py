@@ -258,7 +258,7 @@ def test_shutdown_waits_for_an_attempt_that_comes_after_it() -> None:
 def test_shutdown_that_cancels_ends_an_attempt_that_waits() -> None:
     pool, gate = ThreadPool(1), threading.Event()
     timed = submit(pool, gate.wait, LONG, options=JobOptions(timeout=0.05, retries=1))
-    while not pool.waiting:
+    while not (timed.running() and pool.waiting):
         time.sleep(0.001)
     queued = submit(pool, int)
 
@@ -382,12 +382,15 @@ def test_a_callback_that_ends_the_program_does_not_end_the_worker(
 
 
 def test_a_callback_may_wait_for_another_job() -> None:
-    pool, seen = ThreadPool(2), []
-    gate = threading.Event()
-    job = submit(pool, gate.wait, LONG)
-    job.add_done_callback(lambda done: seen.append(submit(pool, int).result(LONG)))
+    pool, gate, called, seen = ThreadPool(2), threading.Event(), threading.Event(), []
+
+    def wait_for_another(done: Future[Any]) -> None:
+        seen.append(submit(pool, int).result(LONG))
+        called.set()
+
+    submit(pool, gate.wait, LONG).add_done_callback(wait_for_another)
     gate.set()
-    job.result(LONG)
+    assert called.wait(LONG)
     pool.shutdown()
     assert seen == [0]
 
