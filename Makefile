@@ -24,7 +24,7 @@ demo: $(VENV)/built ## the same real work under every model, and which is best b
 test: lint rust-test loom python-test stubtest ## everything that must pass before a change lands
 	@echo "make test: all passed ($$($(RUN) --version), $$(rustc --version | cut -d ' ' -f 1,2))"
 
-lint: $(VENV)/dev | lint-tools ## formatting, clippy, ruff, mypy --strict
+lint: $(VENV)/dev $(VENV)/built | lint-tools ## formatting, clippy, ruff, mypy --strict
 	cargo fmt --all --check
 	PYO3_PYTHON="$(CURDIR)/$(RUN)" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	$(RUN) -m ruff check

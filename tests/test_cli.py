@@ -252,6 +252,21 @@ class TestMap:
         )
         assert (done.stdout, done.stderr) == ("Y\nY\nY\n", "")
 
+    def test_an_output_that_cannot_be_written_is_told(self, folder: Path) -> None:
+        (folder / "lines").write_text("a\n")
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "plait", "map", "work:shout", "lines", "--model", "threads"],
+                cwd=folder,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 1
+        assert done.stderr == "plait map: cannot write the results: No space left on device\n"
+
 
 class TestInterrupt:
     @pytest.mark.parametrize("model", ["threads", "processes", "tasks"])

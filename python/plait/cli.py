@@ -110,6 +110,10 @@ class _UsageError(Exception):
     """Something that the person who typed the command can mend: exit status 2."""
 
 
+class _OutputError(Exception):
+    """The results cannot be written, though somebody wants them: a full disk."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. ``arguments`` defaults to ``sys.argv[1:]``."""
     options = _parse(arguments)
@@ -317,6 +321,8 @@ def _map(options: argparse.Namespace) -> int:
         _leave_now(executor, INTERRUPTED, "plait: interrupted")
     except BrokenPipeError:
         _leave_now(executor, PIPE_CLOSED)
+    except _OutputError as error:
+        _leave_now(executor, FAILED, f"plait map: cannot write the results: {error}")
     return status
 
 
@@ -372,7 +378,7 @@ class _LineMap:
             self._close_bar(printed)
         finally:
             self._close_bar(None)
-        self.output.flush()
+        self._write("")
         if self.reading_error is not None:
             print(f"plait map: stopped after line {self.read}: {self.reading_error}", file=sys.stderr)
             return FAILED
@@ -387,10 +393,10 @@ class _LineMap:
     def _next(self) -> tuple[int, concurrent.futures.Future[Any]] | None:
         """The next line to print, when there is one; our reader gets the earlier ones meanwhile."""
         if self.items.empty():
-            self.output.flush()
+            self._write("")
         item = self.items.get()
         if item is not None and not item[1].done():
-            self.output.flush()
+            self._write("")
         return item
 
     def _read(self, file: IO[bytes]) -> None:
@@ -436,7 +442,19 @@ class _LineMap:
 
                 traceback.print_exception(error, file=sys.stderr)
             return
-        self.output.write(f"{text}\n")
+        self._write(f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        """Write to the output; an empty text flushes it."""
+        try:
+            if text:
+                self.output.write(text)
+            else:
+                self.output.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _OutputError(error.strerror) from error
 
 
 def _bar(name: str) -> Bar:
