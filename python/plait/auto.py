@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import os
 import resource
-import sys
 import threading
 import time
 import weakref
@@ -25,6 +24,7 @@ from typing import Any, ClassVar
 from plait import _rust
 from plait._coroutines import is_coroutine_function
 from plait._crossing import Crossing
+from plait._exit import interrupted
 from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, job_name
 from plait._map import Chunk
 from plait.future import Future
@@ -324,10 +324,13 @@ class _Route:
         """No job will come any more: return when none is held. With ``cancel``, cancel those that are."""
         with self._changed:
             given_up = list(self._held) if cancel else []
+            if cancel:
+                self._held.clear()
         for held in given_up:
             held.future.cancel()
+            held.future.set_running_or_notify_cancel()
         with self._changed:
-            while self._thread is not None and (self._held or self._straight is None):
+            while self._thread is not None and self._held:
                 self._changed.wait()
 
     def holds(self) -> bool:
@@ -828,9 +831,8 @@ def _cpus() -> int:
 
 def _at_exit() -> None:
     """The interpreter leaves: jobs that are held must find their pools before those are told to end."""
-    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
     for pool in list(_pools):
-        pool.shutdown(wait=True, cancel_futures=interrupted)
+        pool.shutdown(wait=not interrupted(), cancel_futures=interrupted())
 
 
 def _after_fork() -> None:

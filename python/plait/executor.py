@@ -252,12 +252,14 @@ class Executor(concurrent.futures.Executor):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        if exc_type is not None and not issubclass(exc_type, Exception):
-            # Ctrl-C, or the interpreter is told to leave: whoever does that does not want to wait for the
-            # jobs.
-            self.shutdown(wait=False, cancel_futures=True)
-        else:
+        if exc_type is None or issubclass(exc_type, Exception | GeneratorExit):
             self.shutdown(wait=True)
+        else:
+            # Ctrl-C, sys.exit() or the cancellation of a coroutine: nobody wants to wait for the jobs.
+            self.shutdown(wait=False, cancel_futures=True)
+            terminate = getattr(self._pool, "terminate", None)
+            if terminate is not None:
+                terminate()
         return None
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from plait import _rust, _serialize
+from plait._exit import interrupted
 from plait._job import DEFAULT_OPTIONS, JobOptions, job_name
 from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
 from plait.future import Future
@@ -279,7 +280,10 @@ _live_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
 def _finish_all() -> None:
     """At the interpreter's exit, let every pool finish its jobs, as the standard pools do."""
     for pool in list(_live_pools):
-        pool.shutdown()
+        if interrupted():
+            pool.terminate()
+        else:
+            pool.shutdown()
 
 
 # Before threads are joined and long before modules are torn down: jobs' callbacks may still run Python code.

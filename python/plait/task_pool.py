@@ -8,7 +8,6 @@ import contextlib
 import inspect
 import logging
 import os
-import sys
 import threading
 import weakref
 from collections import deque
@@ -18,6 +17,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from plait._coroutines import is_coroutine_function
+from plait._exit import interrupted
 from plait._job import JobOptions, job_name
 from plait.errors import TaskTimeout
 from plait.future import Future
@@ -503,9 +503,8 @@ def _at_exit() -> None:
 
     Unless it leaves because of a Ctrl-C: then nobody wants to wait.
     """
-    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
     for home in list(_loop_threads):
-        home.close(interrupted)
+        home.close(interrupted())
     for home in list(_loop_threads):
         home.join()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from plait import _rust
+from plait._exit import interrupted
 from plait.future import Future
 
 if TYPE_CHECKING:
@@ -231,9 +232,13 @@ def _finish() -> None:
     _exiting = True
     for pool in list(_pools):
         pool._core.close()
+        if interrupted():
+            pool.cancel_waiting()
     threads = list(_threads.items())
     for _, core in threads:
         core.close()
+    if interrupted():
+        return
     for thread, _ in threads:
         try:
             thread.join()
