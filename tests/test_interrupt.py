@@ -1,4 +1,4 @@
-"""Ctrl-C while jobs run: one traceback, out within moments, no process left behind. Each case is a program."""
+"""Ctrl-C while jobs run: one traceback, out within moments, no process left. Each case is a program."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ main(sys.argv[1], sys.argv[2], globals()[sys.argv[3]])
 """
 
 # Far more than it takes, far less than the jobs do.
-PATIENCE = 20
+PATIENCE = 8
 
 
 def alive(group: int) -> list[str]:
@@ -107,7 +107,7 @@ def test_ctrl_c_ends_the_program_once_and_leaves_nothing(where: str, model: str,
     ) as program:
         assert program.stdout is not None
         try:
-            assert program.stdout.readline() == "running\n"
+            assert program.stdout.readline().startswith("running")
             # To all of them, as a terminal does it.
             os.killpg(program.pid, signal.SIGINT)
             _, errors = program.communicate(timeout=PATIENCE)

@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 
+# A Ctrl-C that comes just before a wait begins goes unnoticed while it lasts, so no wait is longer than this.
+LOOK_SECONDS = 0.5
 # How long threads that have nothing to do any more may take to leave.
 _GRACE_SECONDS = 0.2
 
@@ -18,11 +20,17 @@ def interrupted() -> bool:
     return getattr(sys, "last_type", None) is KeyboardInterrupt
 
 
+def join(thread: threading.Thread) -> None:
+    """Wait until a thread has ended, and notice a Ctrl-C whenever it comes."""
+    while thread.is_alive():
+        thread.join(LOOK_SECONDS)
+
+
 def _leave() -> None:
     """After a Ctrl-C: if jobs still run in threads, which nothing can stop, leave without them.
 
-    Python would wait for them. If they were daemons, they would run on into an interpreter that is being taken
-    apart. So the program does what is left to do and ends as Python ends it then, by the signal.
+    Python would wait for them. If they were daemons, they would run on into an interpreter that is being
+    taken apart. So the program does what is left to do and ends as Python ends it then, by the signal.
     """
     pools = sys.modules.get("plait.thread_pool")
     if pools is None or not interrupted():

@@ -11,6 +11,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from plait._exit import LOOK_SECONDS
 from plait._job import JobOptions, Pool, job_name
 
 if TYPE_CHECKING:
@@ -155,10 +156,14 @@ class Feed:
 
     def _take_finished(self, deadline: float | None) -> Any:
         assert self._done is not None
-        try:
-            future = self._done.get(timeout=None if deadline is None else max(deadline - monotonic(), 0))
-        except Empty:
-            raise TimeoutError from None
+        while True:
+            left = LOOK_SECONDS if deadline is None else deadline - monotonic()
+            try:
+                future = self._done.get(timeout=max(min(left, LOOK_SECONDS), 0))
+                break
+            except Empty:
+                if left <= LOOK_SECONDS and deadline is not None:
+                    raise TimeoutError from None
         del self._out[future]
         try:
             return future.result()

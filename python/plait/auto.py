@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from plait import _rust
 from plait._coroutines import is_coroutine_function
 from plait._crossing import Crossing
-from plait._exit import interrupted
+from plait._exit import LOOK_SECONDS, interrupted
 from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, job_name
 from plait._map import Chunk
 from plait.future import Future
@@ -331,7 +331,7 @@ class _Route:
             held.future.set_running_or_notify_cancel()
         with self._changed:
             while self._thread is not None and self._held:
-                self._changed.wait()
+                self._changed.wait(LOOK_SECONDS)
 
     def holds(self) -> bool:
         """Whether jobs are held."""

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from plait._coroutines import is_coroutine_function
-from plait._exit import interrupted
+from plait._exit import interrupted, join
 from plait._job import JobOptions, job_name
 from plait.errors import TaskTimeout
 from plait.future import Future
@@ -164,7 +164,7 @@ class _LoopThread:
     def join(self) -> None:
         """Wait until the thread has ended (not from the thread itself)."""
         if threading.get_ident() != self.ident:
-            self._thread.join()
+            join(self._thread)
 
     # Called on the loop.
 

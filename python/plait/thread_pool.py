@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from plait import _rust
-from plait._exit import interrupted
+from plait._exit import interrupted, join
 from plait.future import Future
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _threads: dict[threading.Thread, _rust.ThreadPoolCore] = {}
 _pools: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
 _exiting = False
 _numbers = itertools.count()
+# Seconds within which a thread that was started says so.
+_STARTS_WITHIN = 0.5
 
 
 def default_workers() -> int:
@@ -48,14 +50,17 @@ class Crew:
         self.timer: threading.Thread | None = None
         self._numbers = itertools.count()
 
-    def start_worker(self, core: _rust.ThreadPoolCore) -> None:
-        """Start a thread that runs jobs."""
+    def start_worker(self, core: _rust.ThreadPoolCore) -> BaseException | None:
+        """Start a thread that runs jobs. Gives a Ctrl-C that came meanwhile; raises what prevented it."""
         name = f"{self.prefix}_{next(self._numbers)}"
-        self.workers.add(_start(name, core, _work, self.initializer, self.initargs))
+        thread, interrupt = _start(name, core, _work, self.initializer, self.initargs)
+        self.workers.add(thread)
+        return interrupt
 
-    def start_timer(self, core: _rust.ThreadPoolCore) -> None:
-        """Start the thread that sees to timeouts."""
-        self.timer = _start(f"{self.prefix}_timer", core, _keep_time, self)
+    def start_timer(self, core: _rust.ThreadPoolCore) -> BaseException | None:
+        """Start the thread that sees to timeouts, in the same way."""
+        self.timer, interrupt = _start(f"{self.prefix}_timer", core, _keep_time, self)
+        return interrupt
 
     def refuse(self, broken: bool) -> None:
         """Say why a job is not taken."""
@@ -70,7 +75,7 @@ class Crew:
         while True:
             for thread in [*self.workers, self.timer]:
                 if thread is not None:
-                    thread.join()
+                    join(thread)
             if not core.workers and not any(thread.is_alive() for thread in self.workers):
                 return
             time.sleep(0.001)  # another thread is about to start one
@@ -164,7 +169,7 @@ def _create(
 
 def _start(
     name: str, core: _rust.ThreadPoolCore, target: Callable[..., None], *args: Any
-) -> threading.Thread:
+) -> tuple[threading.Thread, BaseException | None]:
     thread = threading.Thread(name=name, target=target, args=(core, *args))
     # Noted first: whoever ends the program now either finds it here or has been seen by the next line.
     _threads[thread] = core
@@ -172,10 +177,13 @@ def _start(
         if _exiting and not core.closed:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         thread.start()
-    except BaseException:
-        _threads.pop(thread, None)
-        raise
-    return thread
+    except BaseException as error:
+        # Ctrl-C may come while Python waits for the thread to say that it runs.
+        if isinstance(error, Exception) or not thread._started.wait(_STARTS_WITHIN):  # type: ignore[attr-defined]
+            _threads.pop(thread, None)
+            raise
+        return thread, error
+    return thread, None
 
 
 def _work(

@@ -269,6 +269,15 @@ fn read_options(
     })))
 }
 
+/// Raises the Ctrl-C that came while a thread was started, if one did: the thread runs all the same.
+fn raise_interrupt(interrupt: Bound<'_, PyAny>) -> PyResult<()> {
+    if interrupt.is_none() {
+        Ok(())
+    } else {
+        Err(PyErr::from_value(interrupt))
+    }
+}
+
 /// The base of `plait.thread_pool.ThreadPool`. Dropping it lets the workers leave when the queue is empty.
 #[pyclass(frozen, subclass, weakref, module = "plait._rust")]
 pub struct ThreadPool {
@@ -344,9 +353,12 @@ impl ThreadPool {
             let started = self
                 .crew
                 .call_method1(py, intern!(py, "start_timer"), (self.core(),));
-            if let Err(error) = started {
-                self.shared.has_timer.store(false, Ordering::Release);
-                return Err(error);
+            match started {
+                Ok(interrupt) => raise_interrupt(interrupt.into_bound(py))?,
+                Err(error) => {
+                    self.shared.has_timer.store(false, Ordering::Release);
+                    return Err(error);
+                }
             }
         }
         let callback = Callback::new(r#fn, args, kwargs, self.shared.carries_context)?;
@@ -358,15 +370,20 @@ impl ThreadPool {
         match self.shared.engine.submit(job) {
             Ok(Submitted::Queued) => {}
             Ok(Submitted::StartWorker) => {
-                if let Err(error) =
+                let started =
                     self.crew
-                        .call_method1(py, intern!(py, "start_worker"), (self.core(),))
-                {
-                    // With other workers at hand the job only waits a little longer.
-                    let stranded = self.shared.engine.worker_did_not_start();
-                    if !stranded.is_empty() {
+                        .call_method1(py, intern!(py, "start_worker"), (self.core(),));
+                match started {
+                    Ok(interrupt) => raise_interrupt(interrupt.into_bound(py))?,
+                    Err(error) => {
+                        // With other workers at hand the job only waits a little longer; a Ctrl-C must not.
+                        let stranded = self.shared.engine.worker_did_not_start();
+                        let raise =
+                            !stranded.is_empty() || !error.is_instance_of::<PyException>(py);
                         Shared::fail(py, stranded, &error);
-                        return Err(error);
+                        if raise {
+                            return Err(error);
+                        }
                     }
                 }
             }
