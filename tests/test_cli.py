@@ -233,6 +233,25 @@ class TestMap:
         assert done.stdout.split() == ["A", "B"]
         assert "2" in done.stderr
 
+    def test_a_bar_on_a_terminal_leaves_the_output_alone(self, folder: Path) -> None:
+        terminal, errors = os.openpty()
+        (folder / "lines").write_text("a\nb\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "plait", "map", "work:shout", "lines", "--model", "threads", "--progress"],
+            cwd=folder,
+            env={**os.environ, "TERM": "xterm"},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            timeout=60,
+            check=False,
+        )
+        os.close(errors)
+        shown = os.read(terminal, 100_000).decode()
+        os.close(terminal)
+        assert done.stdout == b"A\nB\n"
+        assert "work:shout" in shown
+        assert "2/" in shown
+
     @pytest.mark.parametrize("model", ["threads", "processes"])
     def test_results_come_while_the_input_is_still_open(self, start: Start, model: str) -> None:
         process = start("map", "work:shout", "--model", model)

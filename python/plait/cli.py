@@ -346,10 +346,8 @@ class _LineMap:
         self.json: bool = options.json
         self.ordered = not options.unordered
         self.traceback: bool = options.traceback
-        output = sys.stdout
         self.bar = _bar(options.function) if options.progress else None
-        # On a terminal the bar has put itself in front of sys.stdout, and makes room for what is printed.
-        self.output = sys.stdout if output.isatty() else output
+        self.output = sys.stdout  # On a terminal, the bar has put itself in front of it.
         self.executor = executor.options(timeout=options.timeout, retries=options.retries)
         workers = executor.workers
         self.room = threading.Semaphore(max(2 * workers, min(_LINES_AHEAD * workers, _MOST_LINES_AHEAD)))

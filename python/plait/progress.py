@@ -248,6 +248,8 @@ def _make_display(terminal: _Terminal) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        # What is printed meanwhile goes above the bar, but only if it would have gone to the terminal anyway.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
 
 
