@@ -15,6 +15,8 @@ pub type WorkerId = u64;
 
 /// So many workers in a row may end before they were ready until the pool gives up.
 const MOST_FAILED_STARTS: u32 = 3;
+/// The same for a pool that has had a worker: they can start, but somebody (the out-of-memory killer, say) ends them.
+const MOST_FAILED_RESTARTS: u32 = 32;
 /// A worker is sent so much work ahead, judged by what its last jobs took; what it has not begun can be taken back.
 const AHEAD_NS: u64 = 400_000;
 /// A job this short ends before a thread that waits for it has fallen asleep and been woken again.
@@ -154,7 +156,10 @@ pub struct Supervisor {
     /// Not sent to any worker, in order.
     pending: VecDeque<JobId>,
     next_worker: WorkerId,
+    /// Workers in a row that ended before they were ready.
     failed_starts: u32,
+    /// Whether a worker was ready once.
+    has_started: bool,
     unusable: bool,
     phase: Phase,
 }
@@ -170,6 +175,7 @@ impl Supervisor {
             pending: VecDeque::new(),
             next_worker: 0,
             failed_starts: 0,
+            has_started: false,
             unusable: false,
             phase: Phase::Running,
         }
@@ -231,6 +237,7 @@ impl Supervisor {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.ready = true;
                     self.failed_starts = 0;
+                    self.has_started = true;
                 }
                 self.settle(actions);
             }
@@ -366,7 +373,12 @@ impl Supervisor {
         while let Some(job) = worker.queue.pop_back() {
             self.pending.push_front(job);
         }
-        if self.failed_starts >= MOST_FAILED_STARTS {
+        let most = if self.has_started {
+            MOST_FAILED_RESTARTS
+        } else {
+            MOST_FAILED_STARTS
+        };
+        if self.failed_starts >= most {
             self.unusable = true;
         }
         if self.unusable {
