@@ -79,9 +79,7 @@ def test_coroutine_functions_run_to_completion_under_every_model(ex: plait.Execu
     assert list(ex.map(double_later, range(20))) == [2 * x for x in range(20)]
 
 
-def test_what_returns_a_coroutine_is_run_too(ex: plait.Executor, model: str) -> None:
-    if model == "interpreters":
-        pytest.skip("a lambda cannot be sent to an interpreter")
+def test_what_returns_a_coroutine_is_run_too(ex: plait.Executor) -> None:
     work = lambda x: double_later(x)  # noqa: E731
     assert [ex.submit(work, x).result() for x in range(5)] == [0, 2, 4, 6, 8]
     assert list(ex.map(work, range(20))) == [2 * x for x in range(20)]

@@ -92,7 +92,7 @@ class ProcessPool:
             function = self._functions.find(fn)
             payload, buffers = _serialize.dumps([args, kwargs] if kwargs else args)
         except Exception as error:
-            return _refused(fn, args, kwargs, options, error)
+            return refused(fn, args, kwargs, options, error)
         future: Future[Any] = self._core.submit(
             function, payload, buffers, options.name or fn, options.timeout, options.retries
         )
@@ -227,7 +227,7 @@ class _Functions:
             return function
 
 
-def _refused(
+def refused(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

@@ -1,0 +1,76 @@
+"""What runs in an interpreter of `InterpreterPool`: unpickles a call, runs it, pickles how it ended."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from plait._serialize import describe, dumps
+
+if TYPE_CHECKING:
+    import asyncio
+
+VALUE, RAISED, UNPICKLABLE = range(3)
+"""How a call ended."""
+
+Answer = tuple[int, bytes, tuple[bytes, ...]]
+
+_runner: asyncio.Runner | None = None
+
+
+def run(payload: bytes, buffers: tuple[bytes, ...]) -> Answer:
+    """Run a call; how it ended, and a pickle: a value, an exception with its traceback as text, or a text."""
+    try:
+        function, args, kwargs = pickle.loads(payload, buffers=buffers)
+        value = function(*args, **kwargs)
+        if inspect.iscoroutine(value):
+            value = _loop().run(value)
+    except BaseException as error:
+        return _failure(error)
+    try:
+        return VALUE, *_pack(value)
+    except Exception as error:
+        text = f"returned a value that cannot be pickled: {describe(value, error)}"
+        return UNPICKLABLE, text.encode("utf-8", "backslashreplace"), ()
+
+
+def close() -> None:
+    """End the event loop, if there was a need for one."""
+    global _runner
+    if _runner is not None:
+        _runner.close()
+        _runner = None
+
+
+def _loop() -> asyncio.Runner:
+    """The event loop that this interpreter keeps."""
+    global _runner
+    if _runner is None:
+        import asyncio
+
+        _runner = asyncio.Runner()
+    return _runner
+
+
+def _failure(error: BaseException) -> Answer:
+    # The first frame is `run`'s and tells nobody anything.
+    trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    error.__traceback__ = None
+    if isinstance(error, ImportError):
+        error.add_note(
+            "(Many extension modules cannot be imported in the interpreters of one process; "
+            "under the model 'processes' they can.)"
+        )
+    try:
+        return RAISED, *_pack((error, text))
+    except Exception as inner:
+        text = f"raised an exception that cannot be pickled: {describe(error, inner)}\n\n{text}"
+        return UNPICKLABLE, text.encode("utf-8", "backslashreplace"), ()
+
+
+def _pack(value: Any) -> tuple[bytes, tuple[bytes, ...]]:
+    payload, buffers = dumps(value)
+    return payload, tuple(bytes(buffer.raw()) for buffer in buffers)
