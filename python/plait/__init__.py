@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
     from plait._install import install, uninstall
     from plait.auto import Decision
-    from plait.errors import ResultNotPicklable, TaskTimeout, WorkerDied
+    from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
     from plait.executor import Executor
     from plait.future import Future
 
     __version__: str
 
 __all__ = [
+    "ArgumentNotPicklable",
     "Decision",
     "Executor",
     "Future",
@@ -32,6 +33,7 @@ __all__ = [
 
 # Public name -> the module that defines it.
 _HOMES = {
+    "ArgumentNotPicklable": "plait.errors",
     "Decision": "plait.auto",
     "Executor": "plait.executor",
     "Future": "plait.future",

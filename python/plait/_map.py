@@ -9,13 +9,15 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from plait._exit import LOOK_SECONDS
 from plait._job import JobOptions, Pool, job_name
 
 if TYPE_CHECKING:
     from plait.progress import Bar
+
+T = TypeVar("T")
 
 Submit = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], JobOptions], "Future[Any]"]
 
@@ -172,6 +174,7 @@ class Feed:
 
     def close(self) -> None:
         """Cancel what is still out; end the bar, which may say that it was stopped."""
+        self._exhausted = True
         for future in self._out:
             future.cancel()
         self._out.clear()
@@ -188,6 +191,25 @@ class Feed:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+class Results(Iterator[T]):
+    """What `Executor.map` gives: an iterator over results that can be closed. For one thread at a time."""
+
+    __slots__ = ("_feed", "_results")
+
+    def __init__(self, feed: Feed, deadline: float | None) -> None:
+        self._feed = feed
+        self._results = feed.results(deadline)
+
+    def __next__(self) -> T:
+        result: T = next(self._results)
+        return result
+
+    def close(self) -> None:
+        """Cancel what has not been consumed."""
+        self._results.close()
+        self._feed.close()
 
 
 class Chunk:

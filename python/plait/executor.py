@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import operator
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from time import monotonic
@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, job_name
-from plait._map import Chunk, Feed, Window
+from plait._map import Chunk, Feed, Results, Window
 
 if TYPE_CHECKING:
     from plait.auto import Decision
@@ -115,7 +115,7 @@ class Executor(concurrent.futures.Executor):
         progress: bool | None = None,
         retries: int | None = None,
         name: str | None = None,
-    ) -> Iterator[T]: ...
+    ) -> Results[T]: ...
     @overload
     def map(
         self,
@@ -128,7 +128,7 @@ class Executor(concurrent.futures.Executor):
         progress: bool | None = None,
         retries: int | None = None,
         name: str | None = None,
-    ) -> Iterator[T]: ...
+    ) -> Results[T]: ...
     def map(
         self,
         fn: Callable[..., Any],
@@ -140,7 +140,7 @@ class Executor(concurrent.futures.Executor):
         progress: bool | None = None,
         retries: int | None = None,
         name: str | None = None,
-    ) -> Iterator[Any]:
+    ) -> Results[Any]:
         """Give ``fn(a, b, ...)`` for the items ``a, b, ...`` of the iterables, read as results are consumed.
 
         The first jobs are submitted at once; from then on an input is taken whenever a result has been given
@@ -201,7 +201,7 @@ class Executor(concurrent.futures.Executor):
         feed.fill()
         if announce is not None and not feed.submitted:
             announce(work, 0)
-        return feed.results(deadline)
+        return Results(feed, deadline)
 
     def options(
         self,
