@@ -420,6 +420,15 @@ def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
     pool.shutdown()
 
 
+def test_jobs_that_are_c_functions_let_other_threads_run() -> None:
+    """Between two such jobs no Python code runs by itself, so nothing would make the worker let go."""
+    pool, numbers = ThreadPool(1), [number * 7919 % 30011 for number in range(4000)]
+    jobs = [submit(pool, sorted, numbers) for _ in range(5000)]  # more than half a second
+    time.sleep(0.001)
+    assert not jobs[-1].done()
+    pool.shutdown(cancel_futures=True)
+
+
 def test_ctrl_c_interrupts_a_wait() -> None:
     script = """
 import signal, threading

@@ -209,11 +209,15 @@ def _work(
                 _logger().critical("Exception in initializer:", exc_info=True)
                 core.break_down(_broken())
                 return
-        core.work(run_coroutine)
+        core.work(run_coroutine, _pause)
     finally:
         if runner is not None:
             runner.close()
         _threads.pop(threading.current_thread(), None)
+
+
+def _pause() -> None:
+    """Python code, however little: what a worker has to run now and then so that other threads get their turn."""
 
 
 def _keep_time(core: _rust.ThreadPoolCore, crew: Crew) -> None:

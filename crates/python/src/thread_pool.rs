@@ -17,9 +17,11 @@ use pyo3::types::{PyDict, PyTuple, PyType};
 use crate::callback::Callback;
 use crate::future::{Future, Wake, await_free_interpreter};
 
-/// How long a worker goes from job to job before it offers the interpreter to others. Python code does so by
-/// itself (`sys.setswitchinterval`), but jobs that are C functions never would.
-const SWITCH_INTERVAL: Duration = Duration::from_millis(5);
+/// How long a worker goes from job to job before it runs a little Python code. Between two steps of such code the
+/// interpreter changes hands if somebody waits for it, stops for the garbage collector and so on; jobs that are C
+/// functions never get there. (Letting go of the interpreter is no substitute: whoever has just let go of it takes
+/// it again before those who waited have woken up.)
+const PAUSE_INTERVAL: Duration = Duration::from_micros(100);
 
 /// One call and the future of its outcome.
 struct Job {
@@ -475,8 +477,13 @@ impl ThreadPoolCore {
     }
 
     /// A worker's life: takes jobs and runs them until the pool is closed and none waits. `run_coroutine(coroutine)`
-    /// runs one to completion in this thread.
-    fn work<'py>(&self, py: Python<'py>, run_coroutine: &Bound<'py, PyAny>) {
+    /// runs one to completion in this thread; `pause()` is any Python code.
+    fn work<'py>(
+        &self,
+        py: Python<'py>,
+        run_coroutine: &Bound<'py, PyAny>,
+        pause: &Bound<'py, PyAny>,
+    ) {
         let shared = &*self.shared;
         let mut worker = Worker::new();
         let mut wake = Wake::default();
@@ -486,8 +493,11 @@ impl ThreadPoolCore {
                 Next::Job(job) => {
                     wake.now();
                     wake = shared.run(py, job, run_coroutine);
-                    if since.elapsed() >= SWITCH_INTERVAL {
-                        py.detach(|| wake.now());
+                    if since.elapsed() >= PAUSE_INTERVAL {
+                        wake.now();
+                        if let Err(error) = pause.call0() {
+                            error.write_unraisable(py, None);
+                        }
                         since = Instant::now();
                     }
                 }
