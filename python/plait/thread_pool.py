@@ -217,7 +217,7 @@ def _work(
 
 
 def _pause() -> None:
-    """Python code, however little: what a worker has to run now and then so that other threads get their turn."""
+    """Python code, however little: a worker runs it now and then so that other threads get their turn."""
 
 
 def _keep_time(core: _rust.ThreadPoolCore, crew: Crew) -> None:
