@@ -115,6 +115,7 @@ class ThreadPoolCore:
 @final
 class SharedBuffer:
     def __len__(self) -> int: ...
+    def __reduce_ex__(self, _protocol: int, /) -> tuple[type[bytearray], tuple[Any]]: ...  # type: ignore[override]
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final

@@ -8,7 +8,9 @@ into shared memory.
 
 from __future__ import annotations
 
+import marshal
 import sys
+from _operator import is_
 from _pickle import dumps as _pickle  # `pickle` itself takes a worker's start some milliseconds
 from _pickle import loads as _unpickle
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -25,6 +27,9 @@ PROTOCOL = 5
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 """Types that pickle as they are: nothing in them can refuse, or refer to another module."""
 
+_MOST_BUFFERS = 1024
+"""How many buffers a pickle may leave outside: each takes a place in a frame, and a page of shared memory."""
+
 
 def dumps(value: Any) -> tuple[bytes, list[PickleBuffer]]:
     """Pickle `value`; raises what pickle raises if it cannot be.
@@ -40,7 +45,9 @@ def dumps(value: Any) -> tuple[bytes, list[PickleBuffer]]:
     except Exception:
         # Lambdas and the like raise PicklingError, AttributeError or TypeError; cloudpickle may know better.
         return _dumps_by_value(value)
-    return _dumps_by_value(value) if _names_main(payload) else (payload, buffers)
+    if _names_main(payload):
+        return _dumps_by_value(value)
+    return (payload, buffers) if len(buffers) <= _MOST_BUFFERS else (_pickle(value, PROTOCOL), [])
 
 
 def _names_main(payload: bytes) -> bool:
@@ -56,7 +63,8 @@ def _dumps_by_value(value: Any) -> tuple[bytes, list[PickleBuffer]]:
     import cloudpickle
 
     buffers: list[PickleBuffer] = []
-    return cloudpickle.dumps(value, PROTOCOL, buffer_callback=buffers.append), buffers
+    payload = cloudpickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+    return (payload, buffers) if len(buffers) <= _MOST_BUFFERS else (cloudpickle.dumps(value, PROTOCOL), [])
 
 
 def dumps_function(function: Callable[..., Any]) -> bytes:
@@ -83,34 +91,37 @@ def is_constant(function: Callable[..., Any]) -> bool:
         return _is_importable(function)
     if not isinstance(function, FunctionType):
         return False
-    return _is_importable(function) or all(_is_fixed(captured) for captured in _captured(function))
+    return _is_importable(function) or all(map(_is_fixed, _captured(function)))
 
 
-def fingerprint(function: Callable[..., Any]) -> tuple[int, ...]:
-    """Changes when what a constant function captures is bound to something else; only comparable while it
-    lives.
-    """
+def captured(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """What a constant function takes along when it is pickled by value; nothing if sent by reference."""
     if isinstance(function, FunctionType) and not _is_importable(function):
-        return (id(function.__code__), *(id(captured) for captured in _captured(function)))
+        return (function.__code__, *_captured(function))
     return ()
 
 
+def are_identical(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
+    """Whether both hold the same objects."""
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
 def _captured(function: FunctionType) -> list[Any]:
-    """Everything that pickling `function` by value takes along."""
-    captured: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    captured += vars(function).values()
+    """Everything besides its code that pickling `function` by value takes along."""
+    found: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    found += vars(function).values()
     for cell in function.__closure__ or ():
         try:
-            captured.append(cell.cell_contents)
+            found.append(cell.cell_contents)
         except ValueError:  # empty yet
-            captured.append([])
+            found.append([])
     codes = [function.__code__]
     while codes:
         code = codes.pop()
         names = function.__globals__
-        captured += [names[name] for name in code.co_names if name in names]
+        found += [names[name] for name in code.co_names if name in names]
         codes += [constant for constant in code.co_consts if isinstance(constant, type(code))]
-    return captured
+    return found
 
 
 _FIXED = (int, float, complex, str, bytes, bool, type(None), range, type(...))
@@ -149,8 +160,11 @@ def _pickles(value: Any) -> bool:
 
 def describe(value: Any, error: BaseException) -> str:
     """Say which object inside `value` refused to be pickled, where it sits, and what it said."""
-    path, inner = _find_culprit(value, "", 6)
-    said = f"{type(error).__name__}: {error}"
+    try:
+        path, inner = _find_culprit(value, "", 6)
+        said = f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as another:  # the objects' own code, which may do anything
+        return f"{_show(value)} ({type(error).__name__}, and {type(another).__name__} when looked at)"
     if inner is value:
         return f"{_show(value)} ({said})"
     return f"{_show(value)}, because of what is at {path}: {_show(inner)} ({said})"
@@ -182,7 +196,7 @@ def describe_call(
 def _show(value: Any) -> str:
     try:
         text = repr(value)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = f"<its repr raised {type(error).__name__}>"
     if len(text) > 120:
         text = text[:117] + "..."
@@ -222,12 +236,32 @@ def _cells(function: FunctionType) -> list[Any]:
     return cells
 
 
-def loads_exception(payload: Any, buffers: list[Any]) -> BaseException:
-    """The exception a worker sent, with the remote traceback as its cause. Raises what unpickling raises."""
+def dumps_exception(error: BaseException, text: str) -> tuple[bytes, list[PickleBuffer]]:
+    """Pickle an exception and the text of its traceback; raises what pickle raises if it cannot be."""
+    payload, buffers = dumps(error)
+    return marshal.dumps((payload, text)), buffers
+
+
+def loads_exception(payload: Any, buffers: list[Any], job: Any) -> BaseException:
+    """The exception that `job` (its name, or its function) raised, with the remote traceback as its cause.
+
+    If it does not come back from its pickle, or as something else: a `ResultNotPicklable` with the text.
+    """
     from concurrent.futures.process import _RemoteTraceback
 
-    error, text = _unpickle(payload, buffers=buffers)
-    if not isinstance(error, BaseException):
-        raise TypeError(f"an exception was expected, and a {type(error).__name__} came; it said\n\n{text}")
+    from plait._job import DEFAULT_OPTIONS, job_name
+    from plait.errors import ResultNotPicklable
+
+    pickled, text = marshal.loads(payload)
+    try:
+        error = _unpickle(pickled, buffers=buffers)
+        if not isinstance(error, BaseException):
+            raise TypeError(f"its pickle gives a {type(error).__qualname__}")
+    except BaseException as refusal:
+        name = job if isinstance(job, str) else job_name(job, DEFAULT_OPTIONS)
+        why = f"{type(refusal).__name__}: {refusal}"
+        error = ResultNotPicklable(f"{name} raised an exception that cannot be unpickled ({why})\n\n{text}")
+        error.__cause__ = refusal
+        return error
     error.__cause__ = _RemoteTraceback(text)
     return error

@@ -14,7 +14,7 @@ from _pickle import loads  # `pickle` imports `re` and more, which a worker need
 from types import CoroutineType
 
 from plait import _rust
-from plait._serialize import describe, dumps
+from plait._serialize import describe, dumps, dumps_exception
 
 # As `typing.TYPE_CHECKING`, without importing it.
 TYPE_CHECKING = False
@@ -38,7 +38,9 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, initializer: byt
         atexit._clear()
         worker = _rust.Worker(lane, arguments, doorbell)
         if _initialize(worker, initializer):
-            Server(worker).serve()
+            server = Server(worker)
+            os.register_at_fork(after_in_child=server.leave_lane)
+            server.serve()
             status = 0
         if "threading" in sys.modules:
             sys.modules["threading"]._shutdown()
@@ -70,21 +72,35 @@ def _initialize(worker: _rust.Worker, initializer: bytes | None) -> bool:
     return True
 
 
+class _Elsewhere:
+    """What a process that a job has forked has in the place of the lane: its parent answers, and it ends."""
+
+    def answer(self, job: int, status: int, payload: bytes, buffers: list[Any]) -> NoReturn:
+        """End this process, as the job has ended here, too."""
+        sys.stdout.flush()
+        os._exit(0 if status in (VALUE, NOTHING) else 1)
+
+
 class Server:
     """Runs calls one at a time."""
 
     def __init__(self, worker: _rust.Worker) -> None:
-        self.worker = worker
+        self.worker: _rust.Worker | _Elsewhere = worker
+        self.take, self.call = worker.take, worker.call
         self.functions: dict[int, Callable[..., Any]] = {}
         self.runner: Any = None
 
+    def leave_lane(self) -> None:
+        """In the child of a fork: the lane belongs to the parent."""
+        self.worker = _Elsewhere()
+
     def serve(self) -> None:
         """Take and answer calls until told to leave."""
-        worker, run = self.worker, self.run
-        while (job := worker.take()) is not None:
+        take, call, run = self.take, self.call, self.run
+        while (job := take()) is not None:
             # The call's parts are held by `run` alone, so that its views into shared memory die with it.
             try:
-                value = run(*worker.call())
+                value = run(*call())
             except BaseException as error:
                 self.fail(job, error)
             else:
@@ -136,10 +152,15 @@ class Server:
 
         # The first frame is `serve`'s and tells nobody anything.
         trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
-        text = "".join(traceback.format_exception(type(error), error, trace))
+        try:
+            text = "".join(traceback.format_exception(type(error), error, trace))
+        except BaseException as inner:  # it is the user's class
+            text = (
+                f"{type(error).__qualname__} (no more can be said: {type(inner).__qualname__} when looked at)"
+            )
         error.__traceback__ = None
         try:
-            payload, buffers = dumps((error, text))
+            payload, buffers = dumps_exception(error, text)
         except BaseException as inner:
             self.refuse(
                 job, f"raised an exception that cannot be pickled: {describe(error, inner)}\n\n{text}"

@@ -141,6 +141,14 @@ class ProcessPool:
         self._core.terminate()
         self._core.wait_closed()
 
+    def __del__(self) -> None:
+        """A pool that nobody holds any more does the jobs it has, also if the interpreter exits meanwhile."""
+        core = vars(self).get("_core")
+        if core is not None:
+            core.shut_down(False)
+            if core.statistics()["jobs"]:
+                _forgotten[:] = [core, *(other for other in _forgotten if other.statistics()["jobs"])]
+
     @classmethod
     def _exception_of(
         cls,
@@ -192,29 +200,37 @@ class _Functions:
         self._core = core
         self._lock = threading.Lock()
         self._free = list(range(_SLOTS))
-        # By id, least recently used first; the entry keeps the function alive, so that the id stays its own.
-        self._known: OrderedDict[int, tuple[Callable[..., Any], tuple[int, ...], int, _rust.Function]] = (
+        # By id, least recently used first. The entry keeps the function and what it captured alive, so that
+        # nothing else can take their places.
+        self._known: OrderedDict[int, tuple[Callable[..., Any], tuple[Any, ...], int, _rust.Function]] = (
             OrderedDict()
         )
 
     def find(self, fn: Callable[..., Any]) -> _rust.Function:
         """The function as the engine knows it. Raises what pickling it raises."""
         known = self._known.get(id(fn))
-        if known is not None and known[1] == _serialize.fingerprint(fn):
+        captured = _serialize.captured(fn)
+        if known is not None and _serialize.are_identical(known[1], captured):
             return known[3]
         if type(fn) is _Frozen:
-            return self._remember(fn, fn.definition)
+            return self._remember(fn, captured, fn.definition)
         definition = _serialize.dumps_function(fn)
         if not _serialize.is_constant(fn):
             return self._core.function(None, definition)  # sent along with each job
-        return self._remember(fn, definition)
+        return self._remember(fn, captured, definition)
+
+    def renew_lock(self) -> None:
+        """In the child of a fork: whoever held the lock is not here to let go of it."""
+        self._lock = threading.Lock()
 
     def forget(self) -> None:
         """Let go of every function."""
         with self._lock:
             self._known.clear()
 
-    def _remember(self, fn: Callable[..., Any], definition: bytes) -> _rust.Function:
+    def _remember(
+        self, fn: Callable[..., Any], captured: tuple[Any, ...], definition: bytes
+    ) -> _rust.Function:
         with self._lock:
             stale = self._known.pop(id(fn), None)
             if stale is not None:
@@ -223,7 +239,7 @@ class _Functions:
                 self._free.append(self._known.popitem(last=False)[1][2])
             slot = self._free.pop()
             function = self._core.function(slot, definition)
-            self._known[id(fn)] = (fn, _serialize.fingerprint(fn), slot, function)
+            self._known[id(fn)] = (fn, captured, slot, function)
             return function
 
 
@@ -277,8 +293,24 @@ def _zygote_command() -> list[str]:
 _live_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
 
 
+_forgotten: list[_rust.ProcessPool] = []
+"""Cores whose pools nobody holds any more, while they may have jobs."""
+
+
+def _renew_locks() -> None:
+    for pool in _live_pools:
+        pool._functions.renew_lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
 def _finish_all() -> None:
     """At the interpreter's exit, let every pool finish its jobs, as the standard pools do."""
+    for core in _forgotten:
+        if interrupted():
+            core.terminate()
+        core.wait_closed()
     for pool in list(_live_pools):
         if interrupted():
             pool.terminate()

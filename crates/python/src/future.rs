@@ -255,6 +255,19 @@ impl Future {
         }
     }
 
+    /// Cancels a future whose job was started and given back without having been run to its end: a pool that is shut
+    /// down has to give up such jobs, while a caller cannot cancel them.
+    pub fn give_up(slf: &Bound<'_, Self>) {
+        let _ =
+            slf.get()
+                .state
+                .compare_exchange(RUNNING, PENDING, Ordering::AcqRel, Ordering::Acquire);
+        if let Err(error) = Self::cancel(slf) {
+            error.write_unraisable(slf.py(), Some(slf.as_any()));
+        }
+        Self::notify_cancelled(slf);
+    }
+
     /// In the child of a fork, for a job that only the parent can run: nobody may wait for it. Takes no condition, which
     /// another thread may have held at the fork, and runs no callbacks, which are the parent's.
     pub fn abandon(&self) {

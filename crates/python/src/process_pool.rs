@@ -17,13 +17,13 @@ use plait_engine::shared_memory::Lease;
 use plait_engine::sys::doorbell::Doorbell;
 use plait_engine::sys::mapping::Mapping;
 use plait_engine::sys::process;
-use pyo3::buffer::PyUntypedBuffer;
+use pyo3::PyTypeInfo;
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyList, PyType};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyType};
 
 use crate::future::{Future, Help, Wake};
 
@@ -40,6 +40,19 @@ pub struct SharedBuffer {
 impl SharedBuffer {
     fn __len__(&self) -> usize {
         self.lease.len()
+    }
+
+    /// On its way to another process it is bytes like any other: a job may return what it was given.
+    fn __reduce_ex__(
+        slf: Bound<'_, Self>,
+        _protocol: i32,
+    ) -> PyResult<(Bound<'_, PyType>, (Bound<'_, PyAny>,))> {
+        static BUFFER: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let py = slf.py();
+        let buffer = BUFFER
+            .import(py, "_pickle", "PickleBuffer")?
+            .call1((slf,))?;
+        Ok((PyByteArray::type_object(py), (buffer,)))
     }
 
     /// # Safety
@@ -67,9 +80,7 @@ impl SharedBuffer {
 /// Bytes of a call or an answer, as something `pickle.loads` takes. `writable` where the receiver may change them.
 fn to_python(py: Python<'_>, bytes: Bytes, writable: bool) -> PyResult<Bound<'_, PyAny>> {
     match bytes {
-        Bytes::Inline(bytes) if writable => {
-            Ok(pyo3::types::PyByteArray::new(py, &bytes).into_any())
-        }
+        Bytes::Inline(bytes) if writable => Ok(PyByteArray::new(py, &bytes).into_any()),
         Bytes::Inline(bytes) => Ok(PyBytes::new(py, &bytes).into_any()),
         Bytes::Shared(lease) => Ok(Bound::new(py, SharedBuffer { lease })?.into_any()),
     }
@@ -140,7 +151,7 @@ impl Resolver {
             } => {
                 let payload = to_python(py, payload, false)?;
                 let load = py.import("plait._serialize")?.getattr("loads_exception")?;
-                load.call1((payload, list_of_buffers(py, buffers)?))
+                load.call1((payload, list_of_buffers(py, buffers)?, &handed.name))
                     .map(|error| Err(error.unbind()))
             }
             Outcome::Answer {
@@ -182,10 +193,7 @@ impl Resolver {
         let future = handed.future.bind(py);
         if matches!(outcome, Outcome::Cancelled) {
             // Cancelled by its owner before it was sent, or by the pool that is being shut down.
-            if let Err(error) = future.call_method0(intern!(py, "cancel")) {
-                error.write_unraisable(py, Some(future.as_any()));
-            }
-            Future::notify_cancelled(future);
+            Future::give_up(future);
             return Wake::default();
         }
         let outcome = match self.value(py, &handed, outcome) {
@@ -296,6 +304,16 @@ fn to_duration(seconds: Option<f64>) -> PyResult<Option<Duration>> {
         .transpose()
 }
 
+impl ProcessPool {
+    /// Why there is no place for a payload.
+    fn no_room(&self, py: Python<'_>) -> PyErr {
+        match self.inner.forked() {
+            Some(refused) => refusal(py, refused),
+            None => no_room(),
+        }
+    }
+}
+
 #[pymethods]
 impl ProcessPool {
     #[new]
@@ -327,11 +345,11 @@ impl ProcessPool {
     }
 
     /// A function that jobs can name, kept by workers in `slot`, or sent along with each job.
-    fn function(&self, slot: Option<u64>, definition: &[u8]) -> PyResult<Function> {
+    fn function(&self, py: Python<'_>, slot: Option<u64>, definition: &[u8]) -> PyResult<Function> {
         self.inner
             .function(slot, definition)
             .map(|inner| Function { inner })
-            .ok_or_else(no_room)
+            .ok_or_else(|| self.no_room(py))
     }
 
     /// Queues a job; its future.
@@ -351,12 +369,15 @@ impl ProcessPool {
     ) -> PyResult<Bound<'py, Future>> {
         let timeout = to_duration(timeout)?;
         let mut room = EnginePool::<Handed>::INLINE_ROOM / 2;
-        let arguments = self.inner.payload(payload, &mut room).ok_or_else(no_room)?;
+        let arguments = self
+            .inner
+            .payload(payload, &mut room)
+            .ok_or_else(|| self.no_room(py))?;
         let buffers: PyResult<Vec<Payload>> = buffers
             .iter()
             .map(|buffer| {
                 with_bytes(buffer, |bytes| self.inner.payload(bytes, &mut room))?
-                    .ok_or_else(no_room)
+                    .ok_or_else(|| self.no_room(py))
             })
             .collect();
         let job = Job {
@@ -430,21 +451,44 @@ fn refusal(py: Python<'_>, refused: Refused) -> PyErr {
 
 /// Calls `body` with the bytes of a contiguous buffer.
 fn with_bytes<R>(object: &Bound<'_, PyAny>, body: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
-    let buffer = PyUntypedBuffer::get(object)?;
-    if !buffer.is_c_contiguous() && !buffer.is_fortran_contiguous() {
-        return Err(PyValueError::new_err(
-            "a buffer sent to another process must be contiguous",
-        ));
+    Ok(body(Contiguous::get(object)?.bytes()))
+}
+
+/// An exported contiguous buffer. Not `PyUntypedBuffer`, which refuses arrays of no dimension.
+struct Contiguous(Box<ffi::Py_buffer>);
+
+impl Contiguous {
+    fn get(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let mut view = Box::new(ffi::Py_buffer::new());
+        // SAFETY: the object is alive and the view is ours; it stays where it is until it is released.
+        let status = unsafe {
+            ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut *view, ffi::PyBUF_ANY_CONTIGUOUS)
+        };
+        if status == 0 {
+            Ok(Self(view))
+        } else {
+            Err(PyErr::fetch(object.py()))
+        }
     }
-    let length = buffer.len_bytes();
-    if length == 0 {
-        return Ok(body(&[]));
+
+    fn bytes(&self) -> &[u8] {
+        match usize::try_from(self.0.len) {
+            Ok(length) if length > 0 => {
+                // SAFETY: contiguous and exported for as long as `self` lives. Its owner may write to it meanwhile from
+                // another thread, as with any buffer that is copied while others can reach it: the copy is torn then,
+                // nothing else.
+                unsafe { std::slice::from_raw_parts(self.0.buf.cast(), length) }
+            }
+            _ => &[],
+        }
     }
-    // SAFETY: contiguous and exported for as long as `buffer` lives. Its owner may write to it meanwhile from another
-    // thread, as with any buffer that is copied while others can reach it: the copy is torn then, nothing else.
-    Ok(body(unsafe {
-        std::slice::from_raw_parts(buffer.buf_ptr().cast(), length)
-    }))
+}
+
+impl Drop for Contiguous {
+    fn drop(&mut self) {
+        // SAFETY: filled by `get`, on a thread that was attached and is still: a raw view is not `Send`.
+        unsafe { ffi::PyBuffer_Release(&raw mut *self.0) }
+    }
 }
 
 /// A worker's end of its lane. Used by one thread of the worker.
@@ -580,20 +624,11 @@ impl Worker {
                 .answer(job, status, payload, &[])
                 .map_err(|error| lost_pool(&error));
         }
-        let views: Vec<PyUntypedBuffer> = buffers
+        let views: Vec<Contiguous> = buffers
             .iter()
-            .map(PyUntypedBuffer::get)
+            .map(Contiguous::get)
             .collect::<PyResult<_>>()?;
-        let pieces: Vec<&[u8]> = views
-            .iter()
-            .map(|view| match view.len_bytes() {
-                0 => &[][..],
-                // SAFETY: pickle hands out contiguous buffers only, and `views` keeps them exported. See `with_bytes`.
-                length => unsafe {
-                    std::slice::from_raw_parts(view.buf_ptr().cast::<u8>(), length)
-                },
-            })
-            .collect();
+        let pieces: Vec<&[u8]> = views.iter().map(Contiguous::bytes).collect();
         self.with(py, |state| {
             state.worker.answer(job, status, payload, &pieces)
         })

@@ -47,8 +47,9 @@ impl Bell {
     /// Ringer, after publishing work: whether the sleeper has to be woken, by this caller and by no other.
     pub fn must_ring(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.word.load(Ordering::Relaxed) == ASLEEP
-            && self.word.swap(AWAKE, Ordering::Relaxed) == ASLEEP
+        // What is neither is rubbish from another process: better one wake-up too many than one too few.
+        self.word.load(Ordering::Relaxed) != AWAKE
+            && self.word.swap(AWAKE, Ordering::Relaxed) != AWAKE
     }
 
     /// Whether the sleeper has announced itself and nobody has rung since.

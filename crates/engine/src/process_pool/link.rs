@@ -58,6 +58,8 @@ pub struct Job {
     pub retries: u32,
 }
 
+/// How long a process that is being killed is waited for.
+const LONGEST_DEATH: Duration = Duration::from_secs(1);
 /// What stands for the slot of a function that has none.
 const NO_SLOT: u64 = u64::MAX;
 
@@ -126,6 +128,18 @@ pub(super) struct Link {
     process: Option<(u32, OwnedFd)>,
     /// To be ended, as soon as there is a process to end.
     condemned: bool,
+    /// The last job that was answered.
+    answered: Option<JobId>,
+    /// It has written rubbish: nothing that it says is heard any more.
+    corrupt: bool,
+}
+
+/// What became of a call that was to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sending {
+    Sent,
+    NoRoom,
+    Corrupt,
 }
 
 impl Link {
@@ -145,6 +159,8 @@ impl Link {
             known: NumberMap::default(),
             process: None,
             condemned: false,
+            answered: None,
+            corrupt: false,
             lane,
         })
     }
@@ -181,14 +197,34 @@ impl Link {
         self.lane.running()
     }
 
-    /// Puts a call into the window; false if there is no room.
-    pub(super) fn send<'j>(&mut self, id: JobId, job: &'j Job, scratch: &mut Vec<u8>) -> bool {
+    /// Of a worker whose process has ended and whose last words were heard: the job that it had begun and not
+    /// answered. If what it left behind makes no sense, that counts as begun what may have been.
+    pub(super) fn begun(&self) -> Option<JobId> {
+        // Calls are answered in the order they were sent, so no other can have begun.
+        let oldest = self.sent.front()?.job;
+        match self.lane.running() {
+            None if !self.corrupt => None,
+            // It ended between its answer and the note that nothing runs.
+            Some((job, _)) if self.answered == Some(job) => None,
+            _ => Some(oldest),
+        }
+    }
+
+    /// Waits for a moment until the worker's process, which is being killed, has ended.
+    pub(super) fn wait_end(&self) {
+        if let Some((_, pidfd)) = &self.process {
+            process::wait_end(pidfd, LONGEST_DEATH);
+        }
+    }
+
+    /// Puts a call into the window.
+    pub(super) fn send<'j>(&mut self, id: JobId, job: &'j Job, scratch: &mut Vec<u8>) -> Sending {
         let function = &job.function;
         let defines = function
             .slot
             .is_none_or(|slot| self.known.get(&slot) != Some(&function.generation));
         let Some(blocks) = lend(job, defines) else {
-            return false;
+            return Sending::NoRoom;
         };
         let mut lent = blocks.iter();
         let mut piece = |payload: &'j Payload| match payload {
@@ -207,8 +243,9 @@ impl Link {
             arguments: piece(&job.arguments),
             buffers: job.buffers.iter().map(&mut piece).collect(),
         };
-        if !self.publish(&request, scratch) {
-            return false;
+        let sending = self.publish(&request, scratch);
+        if sending != Sending::Sent {
+            return sending;
         }
         self.sent.push_back(Sent {
             job: id,
@@ -220,33 +257,38 @@ impl Link {
         }
         self.lent
             .extend(blocks.into_iter().map(|block| (block.offset(), block)));
-        true
+        Sending::Sent
     }
 
     /// Tells the worker to leave when it has done what it was sent; false if there is no room to say so.
     pub(super) fn stop(&mut self, scratch: &mut Vec<u8>) -> bool {
-        self.publish(&Request::Stop, scratch)
+        self.publish(&Request::Stop, scratch) == Sending::Sent
     }
 
-    fn publish(&mut self, request: &Request<'_>, scratch: &mut Vec<u8>) -> bool {
+    fn publish(&mut self, request: &Request<'_>, scratch: &mut Vec<u8>) -> Sending {
         scratch.clear();
         request.encode(scratch);
-        if self.requests.publish(&[scratch]).is_err() {
-            return false;
+        match self.requests.publish(&[scratch]) {
+            Ok(()) => {}
+            Err(ring::PushError::Corrupt) => {
+                self.corrupt = true;
+                return Sending::Corrupt;
+            }
+            Err(_) => return Sending::NoRoom,
         }
         let bell = &self.lane.control().worker_bell;
         if bell.must_ring() {
             futex::wake_one(bell.word());
         }
-        true
+        Sending::Sent
     }
 
     /// Takes back up to `count` calls that the worker has not claimed; how many it got.
     pub(super) fn revoke(&mut self, count: usize) -> Result<usize, Corrupt> {
-        let revoked = self
-            .requests
-            .revoke(count)
-            .map_err(|window::Corrupt| Corrupt)?;
+        let revoked = self.requests.revoke(count).map_err(|window::Corrupt| {
+            self.corrupt = true;
+            Corrupt
+        })?;
         for _ in 0..revoked {
             let Some(sent) = self.sent.pop_back() else {
                 break;
@@ -261,9 +303,14 @@ impl Link {
         Ok(revoked)
     }
 
+    /// Whether the worker has calls to answer.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
     /// Whether the worker has said something that was not heard.
     pub(super) fn has_reply(&self) -> bool {
-        self.replies.has_frame()
+        !self.corrupt && self.replies.has_frame()
     }
 
     /// Announces that the pool is about to sleep; look at [`Self::has_reply`] once more after this.
@@ -276,8 +323,14 @@ impl Link {
         self.lane.control().pool_bell.withdraw();
     }
 
-    /// The next thing the worker has said; `None` if there is nothing.
+    /// The next thing the worker has said; `None` if there is nothing. After an error it is not heard any more.
     pub(super) fn hear(&mut self, frame: &mut Vec<u8>) -> Result<Option<Said>, Corrupt> {
+        let said = self.next_reply(frame);
+        self.corrupt = said.is_err();
+        said
+    }
+
+    fn next_reply(&mut self, frame: &mut Vec<u8>) -> Result<Option<Said>, Corrupt> {
         while self.replies.pop(frame).map_err(|ring::Corrupt| Corrupt)? {
             let room = &self.lane.control().room_bell;
             if room.must_ring() {
@@ -303,7 +356,7 @@ impl Link {
                 } => {
                     self.release(&released);
                     // Calls are answered in the order they were sent.
-                    if self.sent.pop_front().is_none_or(|sent| sent.job != job) {
+                    if self.sent.front().is_none_or(|sent| sent.job != job) {
                         return Err(Corrupt);
                     }
                     let payload = self.bytes(payload)?;
@@ -311,6 +364,8 @@ impl Link {
                         .into_iter()
                         .map(|piece| self.bytes(piece))
                         .collect::<Result<_, _>>()?;
+                    self.sent.pop_front();
+                    self.answered = Some(job);
                     return Ok(Some(Said::Answer {
                         job,
                         status,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use plait_sync::window;
 
 use super::lane::INLINE_MOST;
-use super::link::{Function, Job, Link, Payload, Said};
+use super::link::{Function, Job, Link, Payload, Said, Sending};
 use super::protocol::Status;
 use super::state::{Action, Cause, Event, JobId, Supervisor, WorkerId};
 use super::worker::Bytes;
@@ -29,6 +29,9 @@ const LARGEST_ARENA: usize = 64 << 30;
 const SPINS: u32 = 64;
 /// How often a thread that waits for a quick job looks for its answer before it leaves that to the collector.
 const HELP_SPINS: u32 = 256;
+
+/// How long the collector sleeps at most while workers have jobs.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 /// What the caller wants back with a job's outcome.
 pub trait Handle: Send + 'static {
@@ -136,8 +139,8 @@ struct Shared<H> {
     closed: Condvar,
 }
 
-/// What a pool is doing at the moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a pool is doing at the moment; nothing in a fork of its process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Jobs that have not ended.
     pub jobs: usize,
@@ -222,6 +225,10 @@ impl<H: Handle> ProcessPool<H> {
             *inline_room -= bytes.len();
             return Some(Payload::Inline(bytes.to_vec()));
         }
+        // After a fork the books are a copy, but the memory is not: nothing may be written to it.
+        if self.forked().is_some() {
+            return None;
+        }
         // A closed pool has no such memory, and takes no jobs.
         let plumbing = self.shared.lock().plumbing.clone()?;
         plumbing
@@ -249,13 +256,8 @@ impl<H: Handle> ProcessPool<H> {
     /// Queues a job. Its outcome is delivered with `handle`; if it is refused, the handle comes back.
     pub fn submit(&self, handle: H, job: Job) -> Result<(), (H, Refused)> {
         let shared = &self.shared;
-        if process::id() != shared.owner {
-            return Err((
-                handle,
-                Refused::Forked {
-                    owner: shared.owner,
-                },
-            ));
+        if let Some(refused) = self.forked() {
+            return Err((handle, refused));
         }
         let mut state = shared.lock();
         if !state.supervisor.is_open() {
@@ -284,6 +286,12 @@ impl<H: Handle> ProcessPool<H> {
             state.wake_collector();
         }
         Ok(())
+    }
+
+    /// Why nothing can be submitted here, if this process is a fork of the pool's.
+    pub fn forked(&self) -> Option<Refused> {
+        let owner = self.shared.owner;
+        (process::id() != owner).then_some(Refused::Forked { owner })
     }
 
     /// No more jobs. With `cancel`, those that were not sent are cancelled.
@@ -327,6 +335,10 @@ impl<H: Handle> ProcessPool<H> {
 
     /// What the pool is doing at the moment.
     pub fn statistics(&self) -> Statistics {
+        if self.forked().is_some() {
+            // The mutex may have been held by a thread that the fork left behind.
+            return Statistics::default();
+        }
         let state = self.shared.lock();
         let mut workers: Vec<_> = state
             .links
@@ -469,10 +481,12 @@ impl<H: Handle> Shared<H> {
                 }
                 entry.started = true;
                 // A worker whose link is missing is about to be reported gone, which puts the job back.
-                if let Some(link) = state.links.get_mut(&worker)
-                    && !link.send(job, &entry.job, &mut state.scratch)
-                {
-                    events.push_back(Event::NoRoom { worker, job });
+                if let Some(link) = state.links.get_mut(&worker) {
+                    match link.send(job, &entry.job, &mut state.scratch) {
+                        Sending::Sent => {}
+                        Sending::NoRoom => events.push_back(Event::NoRoom { worker, job }),
+                        Sending::Corrupt => events.push_back(Event::Corrupt { worker }),
+                    }
                 }
             }
             Action::Revoke { worker, count } => {
@@ -600,6 +614,12 @@ impl<H: Handle> Shared<H> {
             || state.closing
             || (!heard && state.links.values().any(Link::has_reply));
         let zygote = state.zygote.clone();
+        // A worker that spoilt its own lane may have spoilt its bell, too: its answer is found without it.
+        let deadline = if state.links.values().any(Link::is_busy) {
+            Some(deadline.map_or(LONGEST_SLEEP, |deadline| deadline.min(LONGEST_SLEEP)))
+        } else {
+            deadline
+        };
         drop(state);
         if !ready {
             // Polling two descriptors of our own fails only for lack of kernel memory; then we look again at once.
@@ -689,7 +709,9 @@ impl<H: Handle> Shared<H> {
                 }
                 Err(_) => {
                     // The zygote is gone, and the kernel ends its workers; the next one that is needed starts another.
-                    state.zygote = None;
+                    if let Some(zygote) = state.zygote.take().and_then(Arc::into_inner) {
+                        zygote.close();
+                    }
                     if state.unusable.is_empty() {
                         state.unusable =
                             "the process that starts workers ended before it had started one"
@@ -699,6 +721,8 @@ impl<H: Handle> Shared<H> {
                     for worker in workers {
                         if let Some(link) = state.links.get_mut(&worker) {
                             link.kill();
+                            // What it may still begin must not begin elsewhere, too.
+                            link.wait_end();
                             let pid = link.pid();
                             self.bury(state, worker, pid, ProcessEnd::Unknown);
                         }
@@ -710,17 +734,14 @@ impl<H: Handle> Shared<H> {
 
     /// A worker's process has ended: hears its last words, then gives its jobs to others.
     fn bury(&self, state: &mut State<H>, worker: WorkerId, pid: u32, end: ProcessEnd) {
+        // This comes to an end: nothing is added, and what makes no sense is the last that is heard.
         while state.links.get(&worker).is_some_and(Link::has_reply) {
-            let before = state.supervisor.is_condemned(worker);
             self.hear_worker(state, worker);
-            if !before && state.supervisor.is_condemned(worker) {
-                break;
-            }
         }
         let Some(link) = state.links.remove(&worker) else {
             return;
         };
-        let begun = link.running().map(|(job, _)| job);
+        let begun = link.begun();
         self.drive_with(
             state,
             Event::Gone { worker, begun },

@@ -14,9 +14,9 @@ pub type JobId = u64;
 pub type WorkerId = u64;
 
 /// So many workers in a row may end before they were ready until the pool gives up.
-const MOST_FAILED_STARTS: u32 = 3;
+const MOST_FAILED_STARTS: usize = 3;
 /// The same for a pool that has had a worker: they can start, but somebody (the out-of-memory killer, say) ends them.
-const MOST_FAILED_RESTARTS: u32 = 32;
+const MOST_FAILED_RESTARTS: usize = 32;
 /// A worker is sent so much work ahead, judged by what its last jobs took; what it has not begun can be taken back.
 const AHEAD_NS: u64 = 400_000;
 /// A job this short ends before a thread that waits for it has fallen asleep and been woken again.
@@ -157,7 +157,7 @@ pub struct Supervisor {
     pending: VecDeque<JobId>,
     next_worker: WorkerId,
     /// Workers in a row that ended before they were ready.
-    failed_starts: u32,
+    failed_starts: usize,
     /// Whether a worker was ready once.
     has_started: bool,
     unusable: bool,
@@ -282,8 +282,10 @@ impl Supervisor {
                             self.pending.push_front(job);
                         }
                     }
+                    worker.full &= count == 0;
                 }
                 self.dispatch(actions);
+                self.leave(actions);
             }
             Event::Gone { worker, begun } => self.gone(worker, begun, actions),
             Event::Overdue { worker, job } => {
@@ -328,6 +330,7 @@ impl Supervisor {
         if !self.take_from(worker, job) {
             return;
         }
+        self.failed_starts = 0;
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.full = false;
             worker.run_ns = Some(
@@ -378,14 +381,9 @@ impl Supervisor {
         } else {
             MOST_FAILED_STARTS
         };
-        if self.failed_starts >= most {
+        // All that are starting may end at once, with the zygote say, and that is only one failure.
+        if self.failed_starts >= most.saturating_add(self.most_workers.saturating_sub(1)) {
             self.unusable = true;
-        }
-        if self.unusable {
-            self.give_up(actions);
-        }
-        if self.phase == Phase::Terminated {
-            self.cancel_pending(actions);
         }
         self.settle(actions);
     }
@@ -394,6 +392,11 @@ impl Supervisor {
     fn settle(&mut self, actions: &mut Vec<Action>) {
         self.dispatch(actions);
         self.even_out(actions);
+        self.leave(actions);
+    }
+
+    /// Workers that are used up, or that nothing is left for, are told to go; the pool closes behind the last one.
+    fn leave(&mut self, actions: &mut Vec<Action>) {
         let leaving = self.phase >= Phase::Draining && self.jobs.is_empty();
         for (&id, worker) in &mut self.workers {
             let used_up = worker.jobs_left == 0 && worker.queue.is_empty();
@@ -409,8 +412,11 @@ impl Supervisor {
     }
 
     fn dispatch(&mut self, actions: &mut Vec<Action>) {
-        if self.unusable || self.phase >= Phase::Terminated {
-            return;
+        if self.unusable {
+            self.give_up(actions);
+        }
+        if self.phase >= Phase::Terminated {
+            self.cancel_pending(actions);
         }
         while !self.pending.is_empty() {
             let best = self
@@ -518,7 +524,7 @@ impl Supervisor {
     /// Uses up one retry, if there is one.
     fn may_run_again(&mut self, job: JobId) -> bool {
         match self.jobs.get_mut(&job) {
-            Some(retries) if *retries > 0 && self.phase < Phase::Terminated => {
+            Some(retries) if *retries > 0 && self.phase < Phase::Terminated && !self.unusable => {
                 *retries -= 1;
                 true
             }
@@ -543,6 +549,9 @@ impl Supervisor {
             return false;
         };
         worker.queue.remove(at);
+        if worker.queue.is_empty() {
+            worker.full = false;
+        }
         true
     }
 }

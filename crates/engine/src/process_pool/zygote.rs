@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
+use std::time::Duration;
 
 use super::state::WorkerId;
 use crate::sys::channel::Channel;
@@ -20,6 +21,9 @@ const SPAWN: u8 = b'S';
 const STARTED: u8 = b'+';
 const EXITED: u8 = b'-';
 const FAILED: u8 = b'!';
+
+/// How long a zygote may take to leave, which means to end its workers, before it is ended.
+const LONGEST_LEAVE: Duration = Duration::from_secs(2);
 
 /// How to start a zygote.
 #[derive(Debug, Clone)]
@@ -116,6 +120,10 @@ impl Zygote {
     pub fn close(self) {
         let Self { channel, mut child } = self;
         drop(channel);
+        // One that was stopped, say, does not notice; the kernel ends its workers with it.
+        if !process::wait_child(&child, LONGEST_LEAVE) {
+            let _ = child.kill();
+        }
         // Somebody else's `waitpid(-1)` may have been first: gone is gone.
         let _ = child.wait();
     }

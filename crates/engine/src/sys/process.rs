@@ -4,9 +4,12 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Signal, getpid, getppid, pidfd_send_signal, set_parent_process_death_signal,
+    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
+    set_parent_process_death_signal,
 };
 
 /// The id of the calling process; asks the kernel, so it is right after a fork.
@@ -30,6 +33,29 @@ pub fn kill(pidfd: impl AsFd) -> io::Result<()> {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Waits until the process behind a pidfd has ended; false if that takes longer than `limit`.
+pub fn wait_end(pidfd: impl AsFd, limit: Duration) -> bool {
+    let begun = Instant::now();
+    loop {
+        let left = limit.saturating_sub(begun.elapsed());
+        let timeout = Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => return ended.is_ok_and(|count| count > 0),
+        }
+    }
+}
+
+/// The same for a child that was not waited for.
+pub fn wait_child(child: &Child, limit: Duration) -> bool {
+    // Without a pidfd it is gone already.
+    pidfd_open(Pid::from_child(child), PidfdFlags::empty())
+        .is_ok_and(|pidfd| wait_end(pidfd, limit))
 }
 
 /// Asks the kernel to end this process when its parent's thread ends; false if the parent is gone already.
