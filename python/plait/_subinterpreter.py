@@ -7,7 +7,7 @@ import pickle
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from plait._serialize import describe, dumps
+from plait._serialize import describe, dumps, dumps_exception
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,7 +30,7 @@ def run(payload: bytes, buffers: tuple[bytes, ...]) -> Answer:
     except BaseException as error:
         return _failure(error)
     try:
-        return VALUE, *_pack(value)
+        return VALUE, *_outside(dumps(value))
     except Exception as error:
         text = f"returned a value that cannot be pickled: {describe(value, error)}"
         return UNPICKLABLE, text.encode("utf-8", "backslashreplace"), ()
@@ -65,12 +65,13 @@ def _failure(error: BaseException) -> Answer:
             "under the model 'processes' they can.)"
         )
     try:
-        return RAISED, *_pack((error, text))
+        return RAISED, *_outside(dumps_exception(error, text))
     except Exception as inner:
         text = f"raised an exception that cannot be pickled: {describe(error, inner)}\n\n{text}"
         return UNPICKLABLE, text.encode("utf-8", "backslashreplace"), ()
 
 
-def _pack(value: Any) -> tuple[bytes, tuple[bytes, ...]]:
-    payload, buffers = dumps(value)
+def _outside(pickled: tuple[bytes, list[pickle.PickleBuffer]]) -> tuple[bytes, tuple[bytes, ...]]:
+    """A pickle whose buffers can be sent to another interpreter."""
+    payload, buffers = pickled
     return payload, tuple(bytes(buffer.raw()) for buffer in buffers)

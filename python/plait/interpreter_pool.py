@@ -81,7 +81,7 @@ class _Interpreters(threading.local):
         if ending == _subinterpreter.VALUE:
             return pickle.loads(payload, buffers=buffers)
         if ending == _subinterpreter.RAISED:
-            raise _serialize.loads_exception(payload, list(buffers))
+            raise _serialize.loads_exception(payload, list(buffers), name)
         raise ResultNotPicklable(f"{name} {payload.decode('utf-8', 'replace')}")
 
 
