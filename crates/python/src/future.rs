@@ -20,12 +20,11 @@
 //! * Threads in `result()` park on the Rust side. A transition to a final state takes their wakers out of
 //!   `cell` and wakes them afterwards, in [`Wake::now`] or when the caller of [`Future::resolve_later`] likes.
 
-use std::cell::RefCell;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use plait_sync::parker::{Parker, Unparker};
+use plait_sync::parker::Unparker;
 use pyo3::exceptions::{PyException, PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
@@ -34,6 +33,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyType};
 
 use crate::callback::raise;
+use crate::waiting::{self, Wake};
 
 /// Queued: nobody has begun to work on it.
 const PENDING: u8 = 0;
@@ -45,16 +45,6 @@ const CANCELLED: u8 = 2;
 const CANCELLED_AND_NOTIFIED: u8 = 3;
 /// There is a result or an exception.
 const FINISHED: u8 = 4;
-
-/// How long a thread in `result()` looks before it sleeps: about what a sleep and a wake-up cost.
-const SPIN: Duration = Duration::from_micros(30);
-/// How often the main thread, asleep in `result()`, looks for signals such as Ctrl-C.
-const SIGNAL_INTERVAL: Duration = Duration::from_millis(40);
-
-thread_local! {
-    /// What this thread sleeps on in `result()`.
-    static PARKER: RefCell<Parker> = RefCell::new(Parker::new());
-}
 
 /// One job's outcome to come. See the module's documentation.
 #[pyclass(frozen, subclass, weakref, module = "plait._rust")]
@@ -145,25 +135,6 @@ impl Drop for Held<'_> {
         {
             error.write_unraisable(self.py, None);
         }
-    }
-}
-
-/// The sleeping threads that have to be told that a future is done.
-#[must_use = "somebody may be asleep"]
-#[derive(Default)]
-pub struct Wake(Vec<Unparker>);
-
-impl Wake {
-    /// Wakes them. Needs no interpreter.
-    pub fn now(&mut self) {
-        for thread in self.0.drain(..) {
-            thread.unpark();
-        }
-    }
-
-    /// Adds those of `other`.
-    pub fn merge(&mut self, mut other: Wake) {
-        self.0.append(&mut other.0);
     }
 }
 
@@ -400,7 +371,7 @@ impl Future {
         verb: Option<&str>,
     ) -> PyResult<Wake> {
         let py = slf.py();
-        let mut wake = Wake(finished.parked);
+        let mut wake = Wake::new(finished.parked);
         if held.is_none() && finished.callbacks.is_empty() {
             return Ok(wake);
         }
@@ -442,7 +413,7 @@ impl Future {
 
     /// Sleeps until the future is done; false if `deadline` came first. Signals are seen to on the main thread.
     fn wait(&self, py: Python<'_>, deadline: Option<Instant>) -> PyResult<bool> {
-        let waker = PARKER.with_borrow(Parker::unparker);
+        let waker = waiting::waker();
         {
             let mut cell = self.cell();
             if self.is_done() {
@@ -450,49 +421,11 @@ impl Future {
             }
             cell.parked.push(waker.clone());
         }
-        let outcome = self.sleep(py, deadline);
+        let outcome = waiting::sleep(py, deadline, || self.is_done());
         if !self.is_done() {
             self.cell().parked.retain(|other| !other.is_same(&waker));
         }
         outcome
-    }
-
-    fn sleep(&self, py: Python<'_>, deadline: Option<Instant>) -> PyResult<bool> {
-        let mut woken = detach(py, || {
-            PARKER.with_borrow(|parker| parker.spin(SPIN, || true))
-        });
-        let mut sees_signals = None;
-        loop {
-            if self.is_done() {
-                return Ok(true);
-            }
-            if !woken && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return Ok(false);
-            }
-            let sees_signals = match sees_signals {
-                Some(known) => known,
-                None => *sees_signals.insert(is_main_thread(py)?),
-            };
-            let until = if sees_signals {
-                py.check_signals()?;
-                if self.is_done() {
-                    return Ok(true); // by a handler, or while one took the wake-up for a wait of its own
-                }
-                let next = Instant::now() + SIGNAL_INTERVAL;
-                Some(deadline.map_or(next, |deadline| deadline.min(next)))
-            } else {
-                deadline
-            };
-            woken = detach(py, || {
-                PARKER.with_borrow(|parker| {
-                    if let Some(until) = until {
-                        return parker.park_until(until);
-                    }
-                    parker.park();
-                    true
-                })
-            });
-        }
     }
 
     /// Waits for the end, then hands `cell` to `read`; raises `CancelledError` or `TimeoutError`.
@@ -508,7 +441,7 @@ impl Future {
             if !this.is_done() {
                 let deadline = match deadline {
                     Some(known) => known,
-                    None => *deadline.insert(to_deadline(timeout)?),
+                    None => *deadline.insert(waiting::to_deadline(timeout)?),
                 };
                 if let Some(helper) = this.helper.get() {
                     helper.help(slf);
@@ -732,7 +665,7 @@ impl Future {
             Vec::new()
         };
         drop(cell);
-        Wake(parked).now();
+        Wake::new(parked).now();
         Ok(())
     }
 
@@ -872,37 +805,6 @@ impl Future {
     }
 }
 
-/// How many threads have let go of the interpreter in `result()`.
-static WAITING: AtomicUsize = AtomicUsize::new(0);
-
-/// `Python::detach` that others can see from [`await_free_interpreter`].
-fn detach<R: Send>(py: Python<'_>, body: impl FnOnce() -> R + Send) -> R {
-    py.detach(|| {
-        WAITING.fetch_add(1, Ordering::Relaxed);
-        let outcome = body();
-        WAITING.fetch_sub(1, Ordering::Relaxed);
-        outcome
-    })
-}
-
-/// In the child of a fork: the thread that is left may wait again, although another was perhaps about to wake it.
-#[pyfunction]
-pub fn forget_waiting_threads() {
-    PARKER.replace(Parker::new());
-    WAITING.store(0, Ordering::Relaxed);
-}
-
-/// For a detached thread that was called by one which is still attached: waits a few microseconds, until that one
-/// waits in `result()`. Asking for the interpreter while another thread has it means to sleep in the kernel and
-/// to be woken from there, which takes much longer than it takes the caller to get to its `result()`.
-pub fn await_free_interpreter() {
-    const LIMIT: Duration = Duration::from_micros(10);
-    let began = Instant::now();
-    while WAITING.load(Ordering::Relaxed) == 0 && began.elapsed() < LIMIT {
-        std::thread::yield_now();
-    }
-}
-
 /// Calls one done-callback. Its exceptions are logged, except those that end the program.
 fn run_callback(future: &Bound<'_, Future>, callback: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = future.py();
@@ -968,29 +870,4 @@ fn invalid_state(future: &Bound<'_, Future>, state: &str) -> PyErr {
         ))
     };
     error().unwrap_or_else(|error| error)
-}
-
-/// When a wait of `timeout` seconds that begins now ends; None for never (or for longer than a clock can hold).
-fn to_deadline(timeout: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Instant>> {
-    let Some(timeout) = timeout else {
-        return Ok(None);
-    };
-    let seconds: f64 = timeout.extract()?;
-    if seconds.is_nan() {
-        return Err(PyValueError::new_err("Invalid value NaN (not a number)"));
-    }
-    Ok(Duration::try_from_secs_f64(seconds.max(0.0))
-        .ok()
-        .and_then(|span| Instant::now().checked_add(span)))
-}
-
-/// Whether this is the thread in which Python runs signal handlers.
-fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
-    static MAIN_THREAD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    static GET_IDENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let main = MAIN_THREAD
-        .import(py, "threading", "main_thread")?
-        .call0()?
-        .getattr(intern!(py, "ident"))?;
-    main.eq(GET_IDENT.import(py, "_thread", "get_ident")?.call0()?)
 }

@@ -6,17 +6,20 @@ mod choose;
 mod future;
 mod process_pool;
 mod thread_pool;
+mod waiting;
 
 #[pymodule(gil_used = false)]
 mod _rust {
     #[pymodule_export]
     use super::choose::choose;
     #[pymodule_export]
-    use super::future::{Future, forget_waiting_threads};
+    use super::future::Future;
     #[pymodule_export]
     use super::process_pool::{Function, ProcessPool, SharedBuffer, Worker, die_with_parent};
     #[pymodule_export]
     use super::thread_pool::{ThreadPool, ThreadPoolCore};
+    #[pymodule_export]
+    use super::waiting::forget_waiting_threads;
     #[pymodule_export]
     #[allow(non_upper_case_globals)] // The name that Python's convention gives it.
     const __version__: &str = env!("CARGO_PKG_VERSION");

@@ -25,7 +25,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyType};
 
-use crate::future::{Future, Help, Wake};
+use crate::future::{Future, Help};
+use crate::waiting::Wake;
 
 /// How often a thread that waits for a pool to close looks for signals such as Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(40);

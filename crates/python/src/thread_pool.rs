@@ -15,7 +15,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
 use crate::callback::Callback;
-use crate::future::{Future, Wake, await_free_interpreter};
+use crate::future::Future;
+use crate::waiting::{Wake, await_free_interpreter};
 
 /// How long a worker goes from job to job before it runs a little Python code. Between two steps of such code the
 /// interpreter changes hands if somebody waits for it, stops for the garbage collector and so on; jobs that are C

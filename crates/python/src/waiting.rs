@@ -1,0 +1,150 @@
+//! How a thread waits in `result()`: it lets go of the interpreter, looks for a moment, then sleeps; on the main thread
+//! it wakes now and then to see to signals. What it waits for is in `future.rs`.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use plait_sync::parker::{Parker, Unparker};
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+/// How long a thread in `result()` looks before it sleeps: about what a sleep and a wake-up cost.
+const SPIN: Duration = Duration::from_micros(30);
+/// How often the main thread, asleep in `result()`, looks for signals such as Ctrl-C.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(40);
+
+thread_local! {
+    /// What this thread sleeps on in `result()`.
+    static PARKER: RefCell<Parker> = RefCell::new(Parker::new());
+}
+
+/// The sleeping threads that have to be told that a future is done.
+#[must_use = "somebody may be asleep"]
+#[derive(Default)]
+pub struct Wake(Vec<Unparker>);
+
+impl Wake {
+    /// These threads.
+    pub fn new(threads: Vec<Unparker>) -> Self {
+        Self(threads)
+    }
+
+    /// Wakes them. Needs no interpreter.
+    pub fn now(&mut self) {
+        for thread in self.0.drain(..) {
+            thread.unpark();
+        }
+    }
+
+    /// Adds those of `other`.
+    pub fn merge(&mut self, mut other: Wake) {
+        self.0.append(&mut other.0);
+    }
+}
+
+/// What wakes this thread from [`sleep`].
+pub fn waker() -> Unparker {
+    PARKER.with_borrow(Parker::unparker)
+}
+
+/// Sleeps until `is_done`, of which somebody tells the [`waker`]; false if `deadline` came first.
+pub fn sleep(
+    py: Python<'_>,
+    deadline: Option<Instant>,
+    is_done: impl Fn() -> bool,
+) -> PyResult<bool> {
+    let mut woken = detach(py, || {
+        PARKER.with_borrow(|parker| parker.spin(SPIN, || true))
+    });
+    let mut sees_signals = None;
+    loop {
+        if is_done() {
+            return Ok(true);
+        }
+        if !woken && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Ok(false);
+        }
+        let sees_signals = match sees_signals {
+            Some(known) => known,
+            None => *sees_signals.insert(is_main_thread(py)?),
+        };
+        let until = if sees_signals {
+            py.check_signals()?;
+            if is_done() {
+                return Ok(true); // by a handler, or while one took the wake-up for a wait of its own
+            }
+            let next = Instant::now() + SIGNAL_INTERVAL;
+            Some(deadline.map_or(next, |deadline| deadline.min(next)))
+        } else {
+            deadline
+        };
+        woken = detach(py, || {
+            PARKER.with_borrow(|parker| {
+                if let Some(until) = until {
+                    return parker.park_until(until);
+                }
+                parker.park();
+                true
+            })
+        });
+    }
+}
+
+/// How many threads have let go of the interpreter in `result()`.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// `Python::detach` that others can see from [`await_free_interpreter`].
+fn detach<R: Send>(py: Python<'_>, body: impl FnOnce() -> R + Send) -> R {
+    py.detach(|| {
+        WAITING.fetch_add(1, Ordering::Relaxed);
+        let outcome = body();
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+        outcome
+    })
+}
+
+/// In the child of a fork: the thread that is left may wait again, although another was perhaps about to wake it.
+#[pyfunction]
+pub fn forget_waiting_threads() {
+    PARKER.replace(Parker::new());
+    WAITING.store(0, Ordering::Relaxed);
+}
+
+/// For a detached thread that was called by one which is still attached: waits a few microseconds, until that one
+/// waits in `result()`. Asking for the interpreter while another thread has it means to sleep in the kernel and
+/// to be woken from there, which takes much longer than it takes the caller to get to its `result()`.
+pub fn await_free_interpreter() {
+    const LIMIT: Duration = Duration::from_micros(10);
+    let began = Instant::now();
+    while WAITING.load(Ordering::Relaxed) == 0 && began.elapsed() < LIMIT {
+        std::thread::yield_now();
+    }
+}
+
+/// When a wait of `timeout` seconds that begins now ends; None for never (or for longer than a clock can hold).
+pub fn to_deadline(timeout: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Instant>> {
+    let Some(timeout) = timeout else {
+        return Ok(None);
+    };
+    let seconds: f64 = timeout.extract()?;
+    if seconds.is_nan() {
+        return Err(PyValueError::new_err("Invalid value NaN (not a number)"));
+    }
+    Ok(Duration::try_from_secs_f64(seconds.max(0.0))
+        .ok()
+        .and_then(|span| Instant::now().checked_add(span)))
+}
+
+/// Whether this is the thread in which Python runs signal handlers.
+fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+    static MAIN_THREAD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static GET_IDENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let main = MAIN_THREAD
+        .import(py, "threading", "main_thread")?
+        .call0()?
+        .getattr(intern!(py, "ident"))?;
+    main.eq(GET_IDENT.import(py, "_thread", "get_ident")?.call0()?)
+}
