@@ -6,19 +6,16 @@ No job is run twice and none waits for another to be measured with: probes are o
 
 from __future__ import annotations
 
-import inspect
 import os
-import resource
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from types import coroutine
 from typing import Any, ClassVar
 
 from plait import _rust
@@ -27,6 +24,7 @@ from plait._crossing import Crossing
 from plait._exit import LOOK_SECONDS, interrupted
 from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, job_name
 from plait._map import Chunk
+from plait._watch import CoroutineSample, Reading, Sample, gain
 from plait.future import Future
 from plait.process_pool import RefusedFuture
 
@@ -41,8 +39,6 @@ _ALONE_JOBS, _ALONE_SECONDS = 4, 0.02
 _WAITS = 0.3
 # Two at once, jobs are measured for about this long, but this many at most.
 _TOGETHER_SECONDS, _TOGETHER_JOBS = 0.02, 64
-# Of that time, this share at least must have been two at once to say anything.
-_OVERLAP = 0.3
 _TOGETHER_TRIES = 3
 # On this many jobs the crossing is tried.
 _CROSSINGS = 2
@@ -146,99 +142,6 @@ class _Held:
         self.future.follow(inner)
 
 
-class _Sample:
-    """Runs one job and watches it. Called by the worker; looked at, also while it runs, by the route."""
-
-    def __init__(self, route: _Route, fn: Callable[..., Any], crossing: Crossing | None) -> None:
-        self.func = fn  # The name under which `job_name` looks for the job's own function.
-        self.crossing = crossing
-        self._route = route
-        self._clock: int | None = None
-        self._cpu_at_start = 0.0
-        self._cpu = 0.0
-        self.began: float | None = None
-        self.ended: float | None = None
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        crossing = self.crossing
-        if crossing is not None:
-            crossing.before(self.func, args, kwargs)
-        # Children that the job waits for compute for it, too.
-        self._clock = time.pthread_getcpuclockid(threading.get_ident())
-        self._cpu_at_start = time.clock_gettime(self._clock) + _children_cpu()
-        self.began = time.perf_counter()
-        try:
-            result = self.func(*args, **kwargs)
-        except BaseException:
-            self._stop()
-            self._route.sample_ended(self)
-            raise
-        self._stop()
-        if inspect.iscoroutine(result):
-            self._route.gives_coroutines(self)
-            return result
-        if crossing is not None:
-            crossing.after(self.func, args, kwargs, result)
-        self._route.sample_ended(self)
-        return result
-
-    def _stop(self) -> None:
-        self.ended = time.perf_counter()
-        self._cpu = time.thread_time() + _children_cpu() - self._cpu_at_start
-        self._clock = None
-
-    def state(self, now: float) -> tuple[float, float, float] | None:
-        """When it began, until when it is known, and the CPU seconds it used; None if it has not begun."""
-        began, clock = self.began, self._clock
-        if began is None:
-            return None
-        if clock is not None:
-            try:
-                return began, now, max(time.clock_gettime(clock) + _children_cpu() - self._cpu_at_start, 0.0)
-            except OSError:  # The thread ended this instant.
-                pass
-        return began, self.ended or now, max(self._cpu, 0.0)
-
-
-class _CoroutineSample(_Sample):
-    """The same for a coroutine function: its CPU time is that of its steps on the loop."""
-
-    async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        crossing = self.crossing
-        if crossing is not None:
-            crossing.before(self.func, args, kwargs)
-        self.began = time.perf_counter()
-        try:
-            result = await self._watch(self.func(*args, **kwargs))
-        finally:
-            self.ended = time.perf_counter()
-            self._route.sample_ended(self)
-        if crossing is not None:
-            crossing.after(self.func, args, kwargs, result)
-        return result
-
-    @coroutine
-    def _watch(self, steps: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        step: Callable[[Any], Any] = steps.send
-        value: Any = None
-        while True:
-            before = time.thread_time()
-            try:
-                waited_for = step(value)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                self._cpu += time.thread_time() - before
-            try:
-                value = yield waited_for
-                step = steps.send
-            except GeneratorExit:
-                steps.close()
-                raise
-            except BaseException as error:
-                step, value = steps.throw, error
-
-
 class _Route:
     """Where the jobs of one function go: watched one by one at first, held back meanwhile, then straight on.
 
@@ -261,11 +164,11 @@ class _Route:
         self._changed = threading.Condition(threading.Lock())
         self._held: deque[_Held] = deque()
         self._thread: threading.Thread | None = None
-        self._running: list[_Sample] = []
+        self._running: list[Sample] = []
         self._alone: list[tuple[float, float]] = []
         """Wall and CPU time of the jobs that ran alone."""
-        self._together: dict[_Sample, tuple[float, float]] = {}
-        """The jobs launched two at once, with the time and their CPU time when that began."""
+        self._together: dict[Sample, Reading | None] = {}
+        """The jobs launched two at once; for one that ran alone before, what it had done when that began."""
         self._together_until = 0.0
         self._together_tries = 0
         self._second_thread: float | None = None
@@ -295,7 +198,7 @@ class _Route:
         held.run(straight)
         return held.future
 
-    def gives_coroutines(self, sample: _Sample) -> None:
+    def gives_coroutines(self, sample: Sample) -> None:
         """It is not an ``async def`` and yet returned a coroutine: that belongs on an event loop."""
         with self._changed:
             self._coroutine = True
@@ -303,21 +206,21 @@ class _Route:
                 self._running.remove(sample)
             self._changed.notify_all()
 
-    def sample_ended(self, sample: _Sample) -> None:
+    def sample_ended(self, sample: Sample) -> None:
         """A job that was watched is over, or an attempt at it: only the first one is counted."""
         with self._changed:
             if sample not in self._running:
                 return
             self._running.remove(sample)
-            state = sample.state(time.perf_counter())
-            if state is not None:
-                began, ended, cpu = state
-                since = self._together.get(sample)
-                if since is None:
-                    self._alone.append((ended - began, cpu))
-                elif since[1] > 0.0:
+            reading = sample.read()
+            if reading is not None:
+                before = self._together.get(sample, reading)
+                if before is reading:
+                    self._alone.append(_times(reading))
+                elif before is not None:
                     # It was alone for a while: had it stayed alone, it would have gone on at that pace.
-                    self._alone.append((cpu * (since[0] - began) / since[1], cpu))
+                    wall, cpu = _times(before)
+                    self._alone.append((wall * reading.cpu / cpu if cpu else wall, reading.cpu))
             self._changed.notify_all()
 
     def settle(self, *, cancel: bool) -> None:
@@ -404,14 +307,11 @@ class _Route:
         alone = self._alone[1:] or self._alone
         if alone:
             return _mean([wall for wall, _ in alone]), _mean([cpu for _, cpu in alone])
-        # Nothing has ended yet: what a long job did so far.
-        now = time.perf_counter()
+        # Nothing has ended yet: what a long job did so far, while it was alone.
         for sample in self._running:
-            since = self._together.get(sample)
-            state = sample.state(now)
-            if state is not None:
-                began, until, cpu = (state[0], *since) if since is not None and since[1] > 0.0 else state
-                return until - began, cpu
+            reading = self._together.get(sample) or sample.read()
+            if reading is not None and reading.until > reading.began:
+                return _times(reading)
         return 0.0, 0.0
 
     def _computes(self) -> bool:
@@ -469,7 +369,7 @@ class _Route:
                     self._choose()
                 self._thread = None
                 return False
-            launch: list[tuple[_Held, _Sample]] = []
+            launch: list[tuple[_Held, Sample]] = []
             if self._can_choose():
                 self._choose()
             elif not self._held and not self._running:
@@ -512,14 +412,14 @@ class _Route:
         self._straight = straight
         self._changed.notify_all()
 
-    def _to_launch(self) -> list[tuple[_Held, _Sample]]:
+    def _to_launch(self) -> list[tuple[_Held, Sample]]:
         wants = self._wants_second_thread()
         if not self._running:
             if wants and self._known_alone() and len(self._held) > 1:
                 wall = self._means()[0]
                 jobs = min(max(int(2 * _TOGETHER_SECONDS / wall), 2), _TOGETHER_JOBS, len(self._held))
                 launch = [self._take(None) for _ in range(jobs)]
-                self._together = {sample: (0.0, 0.0) for _, sample in launch}
+                self._together = {sample: None for _, sample in launch}
             elif self._held:
                 return [self._take(self._next_crossing())]
             else:
@@ -527,25 +427,23 @@ class _Route:
         elif wants and self._overdue() and self._held:
             # A long job gets company.
             first = self._running[0]
-            state = first.state(time.perf_counter())
+            self._together = {first: first.read()}
             launch = [self._take(self._next_crossing())]
-            self._together = {launch[0][1]: (0.0, 0.0)}
-            if state is not None:
-                self._together[first] = state[1:]
+            self._together[launch[0][1]] = None
         else:
             return []
         self._together_tries += 1
         self._together_until = time.perf_counter() + _PATIENCE
         return launch
 
-    def _take(self, crossing: Crossing | None) -> tuple[_Held, _Sample]:
+    def _take(self, crossing: Crossing | None) -> tuple[_Held, Sample]:
         held = self._held.popleft()
-        kind = _CoroutineSample if self._coroutine else _Sample
+        kind = CoroutineSample if self._coroutine else Sample
         sample = kind(self, held.fn, crossing)
         self._running.append(sample)
         return held, sample
 
-    def _dropped(self, sample: _Sample, future: Any) -> None:
+    def _dropped(self, sample: Sample, future: Any) -> None:
         """The job is over; if it never began (it was cancelled), its sample is void."""
         with self._changed:
             if sample.began is None and sample in self._running:
@@ -566,14 +464,16 @@ class _Route:
         now = time.perf_counter()
         if self._second_thread is not None or (still and now < self._together_until):
             return
-        spans = []
-        for sample, (since, cpu_since) in self._together.items():
-            state = sample.state(now)
-            if state is not None:
-                began, ended, cpu = state
-                spans.append((max(began, since), ended, cpu - cpu_since))
+        readings = []
+        for sample, before in self._together.items():
+            reading = sample.read()
+            if reading is not None and before is not None:
+                cpu, stolen = reading.cpu - before.cpu, reading.stolen - before.stolen
+                reading = Reading(before.until, reading.until, cpu, stolen)
+            if reading is not None:
+                readings.append(reading)
         wall, cpu = self._means()
-        self._second_thread = _gain(spans, cpu / wall if wall else 1.0)
+        self._second_thread = gain(readings, cpu / wall if wall else 1.0)
 
     def _until_look(self) -> float | None:
         """How long nothing needs a look if nothing happens."""
@@ -741,28 +641,6 @@ def _key(fn: Callable[..., Any]) -> tuple[Any, ...]:
     return type(fn), getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
-def _gain(spans: list[tuple[float, float, float]], busy: float) -> float | None:
-    """How many times the work of one thread two get done, from when jobs ran on them and what they computed.
-
-    Args:
-        spans: beginning, end and CPU seconds of each job.
-        busy: the share of its time that a job computes when it runs alone.
-    """
-    edges = sorted([(began, 1) for began, _, _ in spans] + [(ended, -1) for _, ended, _ in spans])
-    together, depth, before = 0.0, 0, 0.0
-    for at, step in edges:
-        if depth >= 2:
-            together += at - before
-        depth += step
-        before = at
-    took = sum(ended - began for began, ended, _ in spans)
-    if took <= 0 or busy <= 0 or 2 * together < _OVERLAP * took:
-        return None
-    # What they computed one at a time, at the ends, says nothing about two.
-    computed = sum(cpu for _, _, cpu in spans) - busy * (took - 2 * together)
-    return min(max(computed / (together * busy), 0.0), 2.0)
-
-
 def _explain(reason: str, decision: Decision, coroutine: bool, left: int | None) -> str:
     """The engine's word for why, as a sentence with the numbers."""
     share = min(decision.cpu / decision.wall, 1.0) if decision.wall else 0.0
@@ -815,14 +693,13 @@ def _bytes(count: int) -> str:
     return f"{count / 1e3:.3g} kB" if count < 1e6 else f"{count / 1e6:.3g} MB"
 
 
+def _times(reading: Reading) -> tuple[float, float]:
+    """Wall and CPU time of a job, on a machine that had nothing else to do."""
+    return max(reading.until - reading.began - reading.stolen, reading.cpu), reading.cpu
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _children_cpu() -> float:
-    """CPU seconds of the child processes that ended and were waited for."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _cpus() -> int:

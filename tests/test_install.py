@@ -1,0 +1,102 @@
+"""`plait.install`: the standard executors by their standard names, and back."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import concurrent.futures.process
+import concurrent.futures.thread
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import plait
+from plait import futures
+
+STANDARD = (concurrent.futures.ThreadPoolExecutor, concurrent.futures.ProcessPoolExecutor)
+HOMES = (concurrent.futures.thread, concurrent.futures.process)
+OURS = (futures.ThreadPoolExecutor, futures.ProcessPoolExecutor)
+
+
+@pytest.fixture(autouse=True)
+def standard_afterwards() -> Iterator[None]:
+    yield
+    plait.uninstall()
+
+
+def names() -> list[type[concurrent.futures.Executor]]:
+    """What the four names stand for."""
+    return [
+        concurrent.futures.ThreadPoolExecutor,
+        concurrent.futures.ProcessPoolExecutor,
+        concurrent.futures.thread.ThreadPoolExecutor,
+        concurrent.futures.process.ProcessPoolExecutor,
+    ]
+
+
+def test_it_replaces_both_executors_under_all_their_names() -> None:
+    plait.install()
+    assert names() == [*OURS, *OURS]
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        assert isinstance(threads.submit(len, "four"), plait.Future)
+    with concurrent.futures.ProcessPoolExecutor(1) as processes:
+        assert processes.submit(len, "four").result() == 4
+
+
+def test_twice_is_once_and_it_can_be_undone() -> None:
+    plait.install()
+    plait.install()
+    plait.uninstall()
+    assert names() == [*STANDARD, *STANDARD]
+    plait.uninstall()
+    assert names() == [*STANDARD, *STANDARD]
+
+
+def test_executors_made_before_go_on() -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as before:
+        plait.install()
+        assert before.submit(len, "four").result() == 4
+        with concurrent.futures.ThreadPoolExecutor(1) as during:
+            plait.uninstall()
+            assert during.submit(len, "four").result() == 4
+
+
+def test_asyncio_uses_the_threads_too() -> None:
+    program = """
+import asyncio, plait
+plait.install()
+async def main():
+    await asyncio.to_thread(print, "in a thread")
+    print(type(asyncio.get_running_loop()._default_executor).__module__)
+asyncio.run(main())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout.split("\n") == ["in a thread", "plait.futures", ""]
+    assert ran.stderr == ""
+
+
+def test_the_package_costs_next_to_nothing_to_import() -> None:
+    program = """
+import sys
+before = set(sys.modules)
+import plait
+print(*sorted(set(sys.modules) - before))
+assert plait.Executor.__module__ == "plait.executor"
+assert "asyncio" not in sys.modules and "rich" not in sys.modules and "multiprocessing" not in sys.modules
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout.split() == ["__future__", "plait"]
+
+
+def test_every_public_name_is_there() -> None:
+    assert sorted(plait.__all__) == plait.__all__
+    for name in plait.__all__:
+        assert getattr(plait, name) is not None
+    assert set(plait.__all__) <= set(dir(plait))
+    with pytest.raises(AttributeError, match="module 'plait' has no attribute 'nonsense'"):
+        plait.nonsense  # noqa: B018
