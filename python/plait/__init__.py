@@ -8,8 +8,6 @@ from __future__ import annotations
 # As `typing.TYPE_CHECKING`, which would cost more to import than all the rest.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from plait._install import install, uninstall
     from plait.auto import Decision
     from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
@@ -46,15 +44,17 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'plait' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # A type checker would take any name for a public one.
 
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module 'plait' has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(home), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 from collections.abc import Generator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from plait import _rust
 
@@ -21,6 +21,12 @@ class Future(_rust.Future, concurrent.futures.Future[T]):
     and `concurrent.futures.CancelledError` if the job was cancelled, and Ctrl-C interrupts them. After a
     `fork` the child has a copy that nobody will complete.
     """
+
+    if TYPE_CHECKING:  # The base in Rust does not know of what type a result is.
+
+        def result(self, timeout: float | None = None) -> T: ...
+
+        def exception(self, timeout: float | None = None) -> BaseException | None: ...
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait in the running event loop; cancelling the wait cancels the job if it has not begun."""
