@@ -163,6 +163,8 @@ class _Route:
         # Guards all that follows.
         self._changed = threading.Condition(threading.Lock())
         self._held: deque[_Held] = deque()
+        self._passing = 0
+        """How many jobs are no longer held and not yet in a pool."""
         self._thread: threading.Thread | None = None
         self._running: list[Sample] = []
         self._alone: list[tuple[float, float]] = []
@@ -233,13 +235,13 @@ class _Route:
             held.future.cancel()
             held.future.set_running_or_notify_cancel()
         with self._changed:
-            while self._thread is not None and self._held:
+            while self._passing or (self._thread is not None and self._held):
                 self._changed.wait(LOOK_SECONDS)
 
     def holds(self) -> bool:
         """Whether jobs are held."""
         with self._changed:
-            return bool(self._held)
+            return bool(self._held or self._passing)
 
     @property
     def decision(self) -> Decision:
@@ -379,9 +381,15 @@ class _Route:
                 launch = self._to_launch()
                 if not launch:
                     self._changed.wait(self._until_look())
-        for held, sample in launch:
-            held.future.add_done_callback(partial(self._dropped, sample))
-            held.run(self._owner.probe_pool(self._coroutine).submit, sample)
+                self._passing += len(launch)
+        try:
+            for held, sample in launch:
+                held.future.add_done_callback(partial(self._dropped, sample))
+                held.run(self._owner.probe_pool(self._coroutine).submit, sample)
+        finally:
+            with self._changed:
+                self._passing -= len(launch)
+                self._changed.notify_all()
         return True
 
     def _can_choose(self) -> bool:
@@ -402,6 +410,7 @@ class _Route:
         straight = self._owner.straight_to(decision)
         while self._held:
             held, self._held = self._held, deque()
+            self._passing += len(held)
             # Not under the lock: what is submitted may call back.
             self._changed.release()
             try:
@@ -409,6 +418,7 @@ class _Route:
                     one.run(straight)
             finally:
                 self._changed.acquire()
+                self._passing -= len(held)
         self._straight = straight
         self._changed.notify_all()
 
