@@ -124,126 +124,69 @@ impl Lane {
 
     /// The window's memory.
     pub fn requests(&self) -> Requests {
-        Requests(Region {
-            lane: self.clone(),
-            start: REQUESTS,
-            length: REQUESTS_LENGTH,
-        })
+        Part(self.clone())
     }
 
     /// The answers' ring.
     pub fn replies(&self) -> Replies {
-        Replies(Region {
-            lane: self.clone(),
-            start: REPLIES,
-            length: REPLIES_LENGTH,
-        })
+        Part(self.clone())
     }
 
     /// The ring of pieces that come back.
     pub fn returns(&self) -> Returns {
-        Returns(Region {
-            lane: self.clone(),
-            start: RETURNS,
-            length: RETURNS_LENGTH,
-        })
+        Part(self.clone())
     }
 }
 
+/// `LENGTH` bytes of a lane from `START` on.
 #[derive(Debug)]
-struct Region {
-    lane: Lane,
-    start: usize,
-    length: usize,
-}
-
-impl Region {
-    unsafe fn write_at(&self, at: usize, from: &[u8]) {
-        debug_assert!(
-            at + from.len() <= self.length,
-            "the algorithms stay inside their capacity"
-        );
-        self.lane.mapping.copy_in(self.start + at, from);
-    }
-
-    unsafe fn read_at(&self, at: usize, into: &mut [u8]) {
-        debug_assert!(
-            at + into.len() <= self.length,
-            "the algorithms stay inside their capacity"
-        );
-        self.lane.mapping.copy_out(self.start + at, into);
-    }
-}
+pub struct Part<const START: usize, const LENGTH: usize>(Lane);
 
 /// Where the pool's calls lie.
-#[derive(Debug)]
-pub struct Requests(Region);
+pub type Requests = Part<REQUESTS, REQUESTS_LENGTH>;
 /// Where the worker's answers lie.
-#[derive(Debug)]
-pub struct Replies(Region);
+pub type Replies = Part<REPLIES, REPLIES_LENGTH>;
 /// Where the offsets lie that come back.
-#[derive(Debug)]
-pub struct Returns(Region);
+pub type Returns = Part<RETURNS, RETURNS_LENGTH>;
 
-// SAFETY: the length is a constant power of two, and the region keeps the mapping alive.
-unsafe impl Memory for Requests {
+// SAFETY: the length is a constant power of two, and the part keeps the mapping alive.
+unsafe impl<const START: usize, const LENGTH: usize> Memory for Part<START, LENGTH> {
     fn capacity(&self) -> usize {
-        self.0.length
+        const { assert!(LENGTH.is_power_of_two()) };
+        LENGTH
     }
-    unsafe fn write_at(&self, at: usize, from: &[u8]) {
-        // SAFETY: passed on.
-        unsafe { self.0.write_at(at, from) }
-    }
-    unsafe fn read_at(&self, at: usize, into: &mut [u8]) {
-        // SAFETY: passed on.
-        unsafe { self.0.read_at(at, into) }
-    }
-}
 
-// SAFETY: the length is a constant power of two, and the region keeps the mapping alive.
-unsafe impl Memory for Replies {
-    fn capacity(&self) -> usize {
-        self.0.length
-    }
     unsafe fn write_at(&self, at: usize, from: &[u8]) {
-        // SAFETY: passed on.
-        unsafe { self.0.write_at(at, from) }
+        debug_assert!(
+            at + from.len() <= LENGTH,
+            "the algorithms stay inside their capacity"
+        );
+        self.0.mapping.copy_in(START + at, from);
     }
-    unsafe fn read_at(&self, at: usize, into: &mut [u8]) {
-        // SAFETY: passed on.
-        unsafe { self.0.read_at(at, into) }
-    }
-}
 
-// SAFETY: the length is a constant power of two, and the region keeps the mapping alive.
-unsafe impl Memory for Returns {
-    fn capacity(&self) -> usize {
-        self.0.length
-    }
-    unsafe fn write_at(&self, at: usize, from: &[u8]) {
-        // SAFETY: passed on.
-        unsafe { self.0.write_at(at, from) }
-    }
     unsafe fn read_at(&self, at: usize, into: &mut [u8]) {
-        // SAFETY: passed on.
-        unsafe { self.0.read_at(at, into) }
+        debug_assert!(
+            at + into.len() <= LENGTH,
+            "the algorithms stay inside their capacity"
+        );
+        self.0.mapping.copy_out(START + at, into);
     }
 }
 
 impl window::Window for Requests {
     fn header(&self) -> &window::Header {
-        &self.0.lane.control().requests
+        &self.0.control().requests
     }
 }
 
 impl ring::Ring for Replies {
     fn header(&self) -> &ring::Header {
-        &self.0.lane.control().replies
+        &self.0.control().replies
     }
 }
 
 impl ring::Ring for Returns {
     fn header(&self) -> &ring::Header {
-        &self.0.lane.control().returns
+        &self.0.control().returns
     }
 }

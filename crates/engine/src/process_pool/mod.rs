@@ -1,15 +1,21 @@
 //! Worker processes fed through shared memory. `README.md` beside this file has the picture, who owns what, and what
 //! happens when somebody dies at which step.
 
+mod books;
+mod collector;
+mod helper;
 mod lane;
 mod link;
+mod outcome;
 mod pool;
 pub mod protocol;
 pub mod state;
 mod worker;
 mod zygote;
 
+pub use helper::Helper;
 pub use link::{Function, Job, Payload};
-pub use pool::{Deliver, Handle, Helper, Outcome, ProcessEnd, ProcessPool, Refused, Statistics};
+pub use outcome::{Deliver, Handle, Outcome, ProcessEnd, Refused, Statistics};
+pub use pool::ProcessPool;
 pub use worker::{Bytes, Call, Worker};
 pub use zygote::Launch;

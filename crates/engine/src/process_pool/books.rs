@@ -1,0 +1,277 @@
+//! A pool's books behind their lock: the supervisor's decisions carried out on links, zygote and futures.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::link::{Job, Link, Sending};
+use super::outcome::{Handle, Outcome, ProcessEnd};
+use super::state::{Action, Cause, Event, JobId, Supervisor, WorkerId};
+use super::zygote::{Launch, Zygote};
+use crate::number_map::NumberMap;
+use crate::shared_memory::Arena;
+use crate::sys::doorbell::Doorbell;
+use crate::sys::process;
+
+/// The address space that the arguments of all jobs of a pool, or the results of one worker, may take: 64 GiB.
+const LARGEST_ARENA: usize = 64 << 30;
+
+/// A job that has not ended.
+pub(super) struct Entry<H> {
+    pub(super) handle: H,
+    pub(super) job: Job,
+    pub(super) started: bool,
+}
+
+pub(super) struct State<H> {
+    pub(super) supervisor: Supervisor,
+    pub(super) entries: NumberMap<Entry<H>>,
+    pub(super) next_job: JobId,
+    pub(super) links: NumberMap<Link>,
+    /// Shared with the collector while it polls.
+    pub(super) zygote: Option<Arc<Zygote>>,
+    /// Ended jobs, until the collector delivers them.
+    pub(super) outbox: Vec<(H, Outcome)>,
+    /// How many jobs that have not ended have a timeout.
+    pub(super) timed: usize,
+    /// Why workers cannot be used.
+    pub(super) unusable: String,
+    /// Gone when the pool is closed.
+    pub(super) plumbing: Option<Arc<Plumbing>>,
+    /// How many threads hear workers in the collector's place.
+    pub(super) helpers: usize,
+    /// Nothing is left to do but to leave.
+    pub(super) closing: bool,
+    /// The collector has left, and all is given back.
+    pub(super) closed: bool,
+    // Kept for their capacity.
+    pub(super) actions: Vec<Action>,
+    pub(super) scratch: Vec<u8>,
+    pub(super) frame: Vec<u8>,
+}
+
+/// What a pool has of the system as long as it is not closed, besides its lanes and its zygote.
+pub(super) struct Plumbing {
+    /// Where the large buffers of arguments lie.
+    pub(super) arguments: Arc<Arena>,
+    /// Wakes the collector.
+    pub(super) doorbell: Doorbell,
+}
+
+impl Plumbing {
+    pub(super) fn new() -> io::Result<Self> {
+        let arguments = Arc::new(Arena::create("plait-arguments", LARGEST_ARENA)?);
+        Ok(Self {
+            arguments,
+            doorbell: Doorbell::new()?,
+        })
+    }
+
+    pub(super) fn wake_collector(&self) {
+        // The counter cannot overflow in a way that matters, and the descriptor is ours: ringing cannot fail.
+        let _ = self.doorbell.ring();
+    }
+}
+
+/// How a worker's process ended, and which it was.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    pub(super) pid: u32,
+    pub(super) end: ProcessEnd,
+}
+
+pub(super) struct Shared<H> {
+    pub(super) state: Mutex<State<H>>,
+    pub(super) launch: Launch,
+    pub(super) owner: u32,
+    pub(super) next_function: AtomicU64,
+    pub(super) closed: Condvar,
+}
+
+impl<H: Handle> Shared<H> {
+    pub(super) fn new(
+        workers: usize,
+        jobs_per_worker: Option<u32>,
+        launch: Launch,
+        plumbing: Arc<Plumbing>,
+    ) -> Self {
+        let state = State {
+            supervisor: Supervisor::new(workers, jobs_per_worker),
+            entries: NumberMap::default(),
+            next_job: 0,
+            links: NumberMap::default(),
+            zygote: None,
+            outbox: Vec::new(),
+            timed: 0,
+            unusable: String::new(),
+            plumbing: Some(plumbing),
+            helpers: 0,
+            closing: false,
+            closed: false,
+            actions: Vec::new(),
+            scratch: Vec::new(),
+            frame: Vec::new(),
+        };
+        Self {
+            state: Mutex::new(state),
+            launch,
+            owner: process::id(),
+            next_function: AtomicU64::new(0),
+            closed: Condvar::new(),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<H>> {
+        // A panic under the lock would be a defect of the engine; the books are then still the best there is.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Feeds `event` to the supervisor, carries out what it says, and feeds it what comes of that.
+    pub(super) fn drive(&self, state: &mut State<H>, event: Event) {
+        self.drive_with(state, event, None, None);
+    }
+
+    /// The same for an event that comes with a job's answer, or with the end of a worker's process.
+    pub(super) fn drive_with(
+        &self,
+        state: &mut State<H>,
+        event: Event,
+        mut answer: Option<Outcome>,
+        end: Option<End>,
+    ) {
+        let mut events = VecDeque::from([event]);
+        let mut actions = std::mem::take(&mut state.actions);
+        while let Some(event) = events.pop_front() {
+            state.supervisor.supervise(event, &mut actions);
+            for action in actions.drain(..) {
+                self.act(state, action, &mut answer, end, &mut events);
+            }
+        }
+        state.actions = actions;
+    }
+
+    fn act(
+        &self,
+        state: &mut State<H>,
+        action: Action,
+        answer: &mut Option<Outcome>,
+        end: Option<End>,
+        events: &mut VecDeque<Event>,
+    ) {
+        match action {
+            Action::Spawn { worker } => {
+                if let Err(error) = self.spawn(state, worker) {
+                    state.unusable = format!("a worker process could not be started: {error}");
+                    state.links.remove(&worker);
+                    events.push_back(Event::Gone {
+                        worker,
+                        begun: None,
+                    });
+                }
+            }
+            Action::Send { worker, job } => {
+                let Some(entry) = state.entries.get_mut(&job) else {
+                    return;
+                };
+                if !entry.started && !entry.handle.try_start() {
+                    events.push_back(Event::Withdrawn { worker, job });
+                    return;
+                }
+                entry.started = true;
+                // A worker whose link is missing is about to be reported gone, which puts the job back.
+                if let Some(link) = state.links.get_mut(&worker) {
+                    match link.send(job, &entry.job, &mut state.scratch) {
+                        Sending::Sent => {}
+                        Sending::NoRoom => events.push_back(Event::NoRoom { worker, job }),
+                        Sending::Corrupt => events.push_back(Event::Corrupt { worker }),
+                    }
+                }
+            }
+            Action::Revoke { worker, count } => {
+                let Some(link) = state.links.get_mut(&worker) else {
+                    return;
+                };
+                events.push_back(match link.revoke(count) {
+                    Ok(count) => Event::Revoked { worker, count },
+                    Err(_) => Event::Corrupt { worker },
+                });
+            }
+            Action::Stop { worker } => {
+                if let Some(link) = state.links.get_mut(&worker)
+                    && !link.stop(&mut state.scratch)
+                {
+                    link.kill();
+                }
+            }
+            Action::Kill { worker } => {
+                if let Some(link) = state.links.get_mut(&worker) {
+                    link.kill();
+                }
+            }
+            Action::Deliver { job } => {
+                state.finish(job, answer.take().unwrap_or(Outcome::Cancelled));
+            }
+            Action::Discard { .. } => drop(answer.take()),
+            Action::Lose { job, cause, .. } => {
+                let End { pid, end } = end.unwrap_or(End {
+                    pid: 0,
+                    end: ProcessEnd::Unknown,
+                });
+                let text = if cause == Cause::Unusable {
+                    state.unusable.clone()
+                } else {
+                    String::new()
+                };
+                state.finish(
+                    job,
+                    Outcome::Lost {
+                        cause,
+                        pid,
+                        end,
+                        text,
+                    },
+                );
+            }
+            Action::Cancel { job } => state.finish(job, Outcome::Cancelled),
+            Action::Close => {
+                state.closing = true;
+                state.wake_collector();
+            }
+        }
+    }
+
+    fn spawn(&self, state: &mut State<H>, worker: WorkerId) -> io::Result<()> {
+        let zygote = match state.zygote.take() {
+            Some(zygote) => zygote,
+            None => Arc::new(Zygote::start(&self.launch)?),
+        };
+        let zygote = state.zygote.insert(zygote);
+        let Some(plumbing) = &state.plumbing else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let link = Link::new(LARGEST_ARENA)?;
+        let arguments = plumbing.arguments.mapping().as_fd();
+        zygote.spawn(worker, link.memory(), arguments, plumbing.doorbell.as_fd())?;
+        state.links.insert(worker, link);
+        // The collector may be asleep, and has not announced that on the new lane, or does not know the zygote.
+        state.wake_collector();
+        Ok(())
+    }
+}
+
+impl<H> State<H> {
+    pub(super) fn wake_collector(&self) {
+        if let Some(plumbing) = &self.plumbing {
+            plumbing.wake_collector();
+        }
+    }
+
+    pub(super) fn finish(&mut self, job: JobId, outcome: Outcome) {
+        if let Some(entry) = self.entries.remove(&job) {
+            self.timed -= usize::from(entry.job.timeout.is_some());
+            self.outbox.push((entry.handle, outcome));
+        }
+    }
+}

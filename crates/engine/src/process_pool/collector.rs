@@ -1,0 +1,263 @@
+//! The collector: the one thread of a pool that hears workers and the zygote, keeps deadlines and delivers outcomes.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use plait_sync::window;
+
+use super::books::{End, Plumbing, Shared, State};
+use super::link::{Link, Said};
+use super::outcome::{Deliver, Handle, Outcome, ProcessEnd};
+use super::protocol::Status;
+use super::state::{Event, JobId, WorkerId};
+use super::zygote::Report;
+use crate::sys::clock::monotonic_ns;
+use crate::sys::doorbell::Doorbell;
+
+/// How often the collector looks again before it sleeps, while jobs are running.
+const SPINS: u32 = 64;
+/// How long the collector sleeps at most while workers have jobs.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+impl<H: Handle> Shared<H> {
+    /// The collector: hears workers and the zygote, keeps deadlines, delivers outcomes, until the pool is closed.
+    pub(super) fn collect(&self, plumbing: Arc<Plumbing>, mut sink: impl Deliver<H>) {
+        loop {
+            let mut state = self.lock();
+            self.hear_zygote(&mut state);
+            self.hear_workers(&mut state);
+            let next_deadline = self.keep_deadlines(&mut state);
+            let outcomes = std::mem::take(&mut state.outbox);
+            if !outcomes.is_empty() {
+                drop(state);
+                sink.deliver(outcomes);
+                continue;
+            }
+            if state.closing {
+                break;
+            }
+            drop(state);
+            self.sleep(&plumbing.doorbell, next_deadline);
+        }
+        let (zygote, shared) = {
+            let mut state = self.lock();
+            (state.zygote.take(), state.plumbing.take())
+        };
+        drop((plumbing, shared));
+        if let Some(zygote) = zygote.and_then(Arc::into_inner) {
+            zygote.close();
+        }
+        drop(sink);
+        self.lock().closed = true;
+        self.closed.notify_all();
+    }
+
+    /// Looks once more for a moment, then sleeps until a worker, the zygote or a caller has something to say, or a
+    /// deadline comes.
+    fn sleep(&self, doorbell: &Doorbell, deadline: Option<Duration>) {
+        for _ in 0..SPINS {
+            // A caller holding the lock is submitting, and will be heard of through its job.
+            if let Ok(state) = self.state.try_lock()
+                && (!state.outbox.is_empty() || state.links.values().any(Link::has_reply))
+            {
+                return;
+            }
+            (0..32).for_each(|_| std::hint::spin_loop());
+        }
+        let state = self.lock();
+        // A helper hears workers now, and announces in our place when it stops.
+        let heard = state.helpers > 0;
+        if !heard {
+            state.links.values().for_each(Link::announce_sleep);
+        }
+        let ready = !state.outbox.is_empty()
+            || state.closing
+            || (!heard && state.links.values().any(Link::has_reply));
+        let zygote = state.zygote.clone();
+        // A worker that spoilt its own lane may have spoilt its bell, too: its answer is found without it.
+        let deadline = if state.links.values().any(Link::is_busy) {
+            Some(deadline.map_or(LONGEST_SLEEP, |deadline| deadline.min(LONGEST_SLEEP)))
+        } else {
+            deadline
+        };
+        drop(state);
+        if !ready {
+            // Polling two descriptors of our own fails only for lack of kernel memory; then we look again at once.
+            let _ = doorbell.wait(zygote.as_deref().map(AsFd::as_fd), deadline);
+        }
+        drop(zygote);
+        self.lock().links.values().for_each(Link::withdraw_sleep);
+    }
+
+    pub(super) fn hear_workers(&self, state: &mut State<H>) {
+        let workers: Vec<_> = state
+            .links
+            .iter()
+            .filter(|(_, link)| link.has_reply())
+            .map(|(&id, _)| id)
+            .collect();
+        for worker in workers {
+            self.hear_worker(state, worker);
+        }
+    }
+
+    /// Hears all that one worker has said so far, up to a bound: others want to be heard, too.
+    fn hear_worker(&self, state: &mut State<H>, worker: WorkerId) {
+        for _ in 0..window::SLOTS {
+            let State { links, frame, .. } = state;
+            let Some(link) = links.get_mut(&worker) else {
+                return;
+            };
+            match link.hear(frame) {
+                Ok(None) => return,
+                Ok(Some(Said::Ready)) => self.drive(state, Event::Ready { worker }),
+                Ok(Some(Said::Unusable(text))) => {
+                    state.unusable = text;
+                    self.drive(state, Event::Unusable);
+                }
+                Ok(Some(Said::Answer {
+                    job,
+                    status,
+                    run_ns,
+                    payload,
+                    buffers,
+                })) => {
+                    let failed = matches!(status, Status::Raised | Status::Unpicklable);
+                    let outcome = Outcome::Answer {
+                        status,
+                        payload,
+                        buffers,
+                    };
+                    self.drive_with(
+                        state,
+                        Event::Answered {
+                            worker,
+                            job,
+                            failed,
+                            run_ns,
+                        },
+                        Some(outcome),
+                        None,
+                    );
+                }
+                Err(_) => {
+                    self.drive(state, Event::Corrupt { worker });
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hear_zygote(&self, state: &mut State<H>) {
+        while let Some(zygote) = &state.zygote {
+            match zygote.report() {
+                Ok(None) => return,
+                Ok(Some(Report::Started { worker, pid, pidfd })) => {
+                    if let Some(link) = state.links.get_mut(&worker) {
+                        link.started(pid, pidfd);
+                    }
+                }
+                Ok(Some(Report::Exited {
+                    worker,
+                    pid,
+                    status,
+                })) => self.bury(state, worker, pid, status.into()),
+                Ok(Some(Report::Failed { worker, errno })) => {
+                    let error = io::Error::from_raw_os_error(errno);
+                    state.unusable = format!("a worker process could not be forked: {error}");
+                    self.bury(state, worker, 0, ProcessEnd::Unknown);
+                }
+                Err(_) => {
+                    // The zygote is gone, and the kernel ends its workers; the next one that is needed starts another.
+                    if let Some(zygote) = state.zygote.take().and_then(Arc::into_inner) {
+                        zygote.close();
+                    }
+                    if state.unusable.is_empty() {
+                        state.unusable =
+                            "the process that starts workers ended before it had started one"
+                                .into();
+                    }
+                    let workers: Vec<_> = state.links.keys().copied().collect();
+                    for worker in workers {
+                        if let Some(link) = state.links.get_mut(&worker) {
+                            link.kill();
+                            // What it may still begin must not begin elsewhere, too.
+                            link.wait_end();
+                            let pid = link.pid();
+                            self.bury(state, worker, pid, ProcessEnd::Unknown);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A worker's process has ended: hears its last words, then gives its jobs to others.
+    fn bury(&self, state: &mut State<H>, worker: WorkerId, pid: u32, end: ProcessEnd) {
+        // This comes to an end: nothing is added, and what makes no sense is the last that is heard.
+        while state.links.get(&worker).is_some_and(Link::has_reply) {
+            self.hear_worker(state, worker);
+        }
+        let Some(link) = state.links.remove(&worker) else {
+            return;
+        };
+        let begun = link.begun();
+        self.drive_with(
+            state,
+            Event::Gone { worker, begun },
+            None,
+            Some(End { pid, end }),
+        );
+    }
+
+    /// Ends workers whose job has used up its time; how long until the next one may have.
+    fn keep_deadlines(&self, state: &mut State<H>) -> Option<Duration> {
+        if state.timed == 0 {
+            return None;
+        }
+        let now = monotonic_ns();
+        let mut next: Option<u64> = None;
+        let mut overdue = Vec::new();
+        for (&worker, link) in &state.links {
+            let Some(job) = state.supervisor.front(worker) else {
+                continue;
+            };
+            let Some(limit) = state.entries.get(&job).and_then(|entry| entry.job.timeout) else {
+                continue;
+            };
+            let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+            // One that has not begun cannot be overdue before a whole limit from now.
+            let began = link
+                .running()
+                .filter(|&(running, _)| running == job)
+                .map_or(now, |(_, began)| began.min(now));
+            let left = began.saturating_add(limit).saturating_sub(now);
+            if left == 0 {
+                overdue.push((worker, job));
+            } else {
+                next = Some(next.map_or(left, |next| next.min(left)));
+            }
+        }
+        for (worker, job) in overdue {
+            self.overdue(state, worker, job);
+        }
+        next.map(Duration::from_nanos)
+    }
+
+    fn overdue(&self, state: &mut State<H>, worker: WorkerId, job: JobId) {
+        let Some(link) = state.links.get_mut(&worker) else {
+            return;
+        };
+        // First nothing else can begin there; then the job is still the one that runs, or it was answered in time.
+        let Ok(count) = link.revoke(usize::MAX) else {
+            self.drive(state, Event::Corrupt { worker });
+            return;
+        };
+        if link.running().is_some_and(|(running, _)| running == job) {
+            self.drive(state, Event::Overdue { worker, job });
+        }
+        self.drive(state, Event::Revoked { worker, count });
+    }
+}

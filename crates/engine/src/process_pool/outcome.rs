@@ -1,0 +1,83 @@
+//! What goes in and comes out of a pool: what its users supply, and how jobs and processes end.
+#![allow(missing_docs, reason = "each variant's own comment names its fields")]
+
+use super::protocol::Status;
+use super::state::Cause;
+use super::worker::Bytes;
+
+/// What the caller wants back with a job's outcome.
+pub trait Handle: Send + 'static {
+    /// The job is about to be sent: false if it was cancelled. Called once, without any lock of the interpreter.
+    fn try_start(&self) -> bool;
+}
+
+/// Receives outcomes, on the collector's thread, in batches and never under a lock of the pool.
+pub trait Deliver<H>: Send + 'static {
+    /// Takes every outcome out of `batch`.
+    fn deliver(&mut self, batch: Vec<(H, Outcome)>);
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The worker's answer.
+    Answer {
+        status: Status,
+        payload: Bytes,
+        buffers: Vec<Bytes>,
+    },
+    /// There is no answer. The process id is 0 if there never was a process.
+    Lost {
+        cause: Cause,
+        pid: u32,
+        end: ProcessEnd,
+        text: String,
+    },
+    /// It was cancelled before it was sent.
+    Cancelled,
+}
+
+/// How a worker's process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessEnd {
+    /// With this exit status.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+    /// Nobody could tell.
+    Unknown,
+}
+
+impl From<i32> for ProcessEnd {
+    /// From a status as `wait` gives it.
+    fn from(status: i32) -> Self {
+        match status & 0x7f {
+            0 => Self::Exited((status >> 8) & 0xff),
+            signal => Self::Killed(signal),
+        }
+    }
+}
+
+/// What a pool is doing at the moment; nothing in a fork of its process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Jobs that have not ended.
+    pub jobs: usize,
+    /// Jobs that no worker has been sent.
+    pub pending: usize,
+    /// The process ids of the workers, 0 for one that is starting.
+    pub workers: Vec<u32>,
+    /// Blocks of arguments in use.
+    pub blocks: usize,
+}
+
+/// Why a job was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// The pool was shut down.
+    ShutDown,
+    /// Its workers cannot be used; the text says why.
+    Unusable(String),
+    /// This process is a fork of the one that the pool belongs to.
+    Forked { owner: u32 },
+}
