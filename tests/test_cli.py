@@ -382,11 +382,12 @@ class TestRun:
             "def double(x):\n"
             "    return 2 * x\n"
             "if __name__ == '__main__':\n"
-            "    pool = concurrent.futures.ThreadPoolExecutor(2)\n"
-            "    print(type(pool).__module__.split('.')[0], list(pool.map(double, range(3))))\n"
+            "    for kind in ('ThreadPoolExecutor', 'ProcessPoolExecutor'):\n"
+            "        with getattr(concurrent.futures, kind)(2) as pool:\n"
+            "            print(type(pool).__module__.split('.')[0], list(pool.map(double, range(3))))\n"
         )
         done = plait("run", "script.py")
-        assert (done.stdout, done.stderr) == ("plait [0, 2, 4]\n", "")
+        assert (done.stdout, done.stderr) == ("plait [0, 2, 4]\n" * 2, "")
 
     def test_the_status_and_the_traceback_are_the_scripts(self, plait: Run, folder: Path) -> None:
         (folder / "leaves.py").write_text("raise SystemExit(7)\n")
