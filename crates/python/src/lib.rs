@@ -5,6 +5,7 @@ mod callback;
 mod choose;
 mod future;
 mod process_pool;
+mod shared_memory;
 mod thread_pool;
 mod waiting;
 
@@ -15,7 +16,9 @@ mod _rust {
     #[pymodule_export]
     use super::future::Future;
     #[pymodule_export]
-    use super::process_pool::{Function, ProcessPool, SharedBuffer, Worker, die_with_parent};
+    use super::process_pool::{Function, ProcessPool, Worker, die_with_parent};
+    #[pymodule_export]
+    use super::shared_memory::SharedBuffer;
     #[pymodule_export]
     use super::thread_pool::{ThreadPool, ThreadPoolCore};
     #[pymodule_export]

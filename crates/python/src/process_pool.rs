@@ -1,9 +1,8 @@
 //! The process pool and a worker's end of it: bytes, buffers and futures in, engine calls out.
-#![allow(unsafe_code)]
 
-use std::ffi::{OsString, c_int};
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,87 +12,21 @@ use plait_engine::process_pool::{
     Payload, ProcessEnd, ProcessPool as EnginePool, Refused, Worker as EngineWorker,
     protocol::Status,
 };
-use plait_engine::shared_memory::Lease;
 use plait_engine::sys::doorbell::Doorbell;
 use plait_engine::sys::mapping::Mapping;
 use plait_engine::sys::process;
-use pyo3::PyTypeInfo;
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
-use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyType};
+use pyo3::types::{PyDict, PyList, PyType};
 
 use crate::future::{Future, Help};
+use crate::shared_memory::{Contiguous, adopt, list_of_buffers, to_python};
 use crate::waiting::Wake;
 
 /// How often a thread that waits for a pool to close looks for signals such as Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(40);
-
-/// Memory shared with another process, as a buffer; given back when the last view of it is gone.
-#[pyclass(frozen, module = "plait._rust")]
-pub struct SharedBuffer {
-    lease: Lease,
-}
-
-#[pymethods]
-impl SharedBuffer {
-    fn __len__(&self) -> usize {
-        self.lease.len()
-    }
-
-    /// On its way to another process it is bytes like any other: a job may return what it was given.
-    fn __reduce_ex__(
-        slf: Bound<'_, Self>,
-        _protocol: i32,
-    ) -> PyResult<(Bound<'_, PyType>, (Bound<'_, PyAny>,))> {
-        static BUFFER: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-        let py = slf.py();
-        let buffer = BUFFER
-            .import(py, "_pickle", "PickleBuffer")?
-            .call1((slf,))?;
-        Ok((PyByteArray::type_object(py), (buffer,)))
-    }
-
-    /// # Safety
-    /// Called by the interpreter, with a `view` it has allocated.
-    unsafe fn __getbuffer__(
-        slf: Bound<'_, Self>,
-        view: *mut ffi::Py_buffer,
-        flags: c_int,
-    ) -> PyResult<()> {
-        let lease = &slf.get().lease;
-        let length = isize::try_from(lease.len()).unwrap_or(isize::MAX);
-        // SAFETY: the memory is mapped for as long as the lease lives, and the view holds a reference to `slf`.
-        // Writable: the process that holds the lease is the only one that uses the piece.
-        let status = unsafe {
-            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), lease.as_ptr().cast(), length, 0, flags)
-        };
-        if status == 0 {
-            Ok(())
-        } else {
-            Err(PyErr::fetch(slf.py()))
-        }
-    }
-}
-
-/// Bytes of a call or an answer, as something `pickle.loads` takes. `writable` where the receiver may change them.
-fn to_python(py: Python<'_>, bytes: Bytes, writable: bool) -> PyResult<Bound<'_, PyAny>> {
-    match bytes {
-        Bytes::Inline(bytes) if writable => Ok(PyByteArray::new(py, &bytes).into_any()),
-        Bytes::Inline(bytes) => Ok(PyBytes::new(py, &bytes).into_any()),
-        Bytes::Shared(lease) => Ok(Bound::new(py, SharedBuffer { lease })?.into_any()),
-    }
-}
-
-fn list_of_buffers(py: Python<'_>, buffers: Vec<Bytes>) -> PyResult<Bound<'_, PyList>> {
-    let list = PyList::empty(py);
-    for buffer in buffers {
-        list.append(to_python(py, buffer, true)?)?;
-    }
-    Ok(list)
-}
 
 /// What is wanted back with a job's outcome.
 struct Handed {
@@ -377,8 +310,9 @@ impl ProcessPool {
         let buffers: PyResult<Vec<Payload>> = buffers
             .iter()
             .map(|buffer| {
-                with_bytes(buffer, |bytes| self.inner.payload(bytes, &mut room))?
-                    .ok_or_else(|| self.no_room(py))
+                let buffer = Contiguous::get(buffer)?;
+                let payload = self.inner.payload(buffer.bytes(), &mut room);
+                payload.ok_or_else(|| self.no_room(py))
             })
             .collect();
         let job = Job {
@@ -450,48 +384,6 @@ fn refusal(py: Python<'_>, refused: Refused) -> PyErr {
     }
 }
 
-/// Calls `body` with the bytes of a contiguous buffer.
-fn with_bytes<R>(object: &Bound<'_, PyAny>, body: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
-    Ok(body(Contiguous::get(object)?.bytes()))
-}
-
-/// An exported contiguous buffer. Not `PyUntypedBuffer`, which refuses arrays of no dimension.
-struct Contiguous(Box<ffi::Py_buffer>);
-
-impl Contiguous {
-    fn get(object: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let mut view = Box::new(ffi::Py_buffer::new());
-        // SAFETY: the object is alive and the view is ours; it stays where it is until it is released.
-        let status = unsafe {
-            ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut *view, ffi::PyBUF_ANY_CONTIGUOUS)
-        };
-        if status == 0 {
-            Ok(Self(view))
-        } else {
-            Err(PyErr::fetch(object.py()))
-        }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        match usize::try_from(self.0.len) {
-            Ok(length) if length > 0 => {
-                // SAFETY: contiguous and exported for as long as `self` lives. Its owner may write to it meanwhile from
-                // another thread, as with any buffer that is copied while others can reach it: the copy is torn then,
-                // nothing else.
-                unsafe { std::slice::from_raw_parts(self.0.buf.cast(), length) }
-            }
-            _ => &[],
-        }
-    }
-}
-
-impl Drop for Contiguous {
-    fn drop(&mut self) {
-        // SAFETY: filled by `get`, on a thread that was attached and is still: a raw view is not `Send`.
-        unsafe { ffi::PyBuffer_Release(&raw mut *self.0) }
-    }
-}
-
 /// A worker's end of its lane. Used by one thread of the worker.
 #[pyclass(frozen, module = "plait._rust")]
 pub struct Worker {
@@ -524,10 +416,9 @@ impl Worker {
     /// Takes over the descriptors that the zygote has received.
     #[new]
     fn new(lane: RawFd, arguments: RawFd, doorbell: RawFd) -> PyResult<Self> {
-        // SAFETY: the zygote received them for this worker and forgets them.
-        let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
-        let (lane, arguments) = (Mapping::open(own(lane))?, Mapping::open(own(arguments))?);
-        let worker = EngineWorker::new(lane, arguments, Doorbell::from_fd(own(doorbell)))?;
+        let lane = Mapping::open(adopt(lane))?;
+        let arguments = Mapping::open(adopt(arguments))?;
+        let worker = EngineWorker::new(lane, arguments, Doorbell::from_fd(adopt(doorbell)))?;
         Ok(Self {
             inner: Mutex::new(WorkerState { worker, call: None }),
         })
