@@ -253,7 +253,8 @@ def refused(
     """A future that has failed because the call could not be pickled."""
     fn = fn.function if isinstance(fn, _Frozen) else fn
     refusal = ArgumentNotPicklable(_serialize.describe_call(fn, args, kwargs, job_name(fn, options)))
-    refusal.__cause__ = error
+    # Its traceback would keep the arguments alive, and the text says all.
+    refusal.__cause__ = error.with_traceback(None)
     future = RefusedFuture()
     future.set_running_or_notify_cancel()
     future.set_exception(refusal)
