@@ -321,6 +321,28 @@ def test_shutdown_sees_held_jobs_through_or_cancels_them() -> None:
     assert futures[-1].cancelled()
 
 
+def test_held_jobs_hear_of_a_pool_that_cannot_be_made(
+    ex: plait.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise MemoryError("no room for a pool")
+
+    monkeypatch.setattr(auto.AutoPool, "straight_to", refuse)
+    futures = [ex.submit(wait, 0.03) for _ in range(20)]
+    ended = [future.exception(30) for future in futures]
+    assert ended[0] is None
+    assert isinstance(ended[-1], MemoryError)
+
+
+def test_many_functions_do_not_pile_up(ex: plait.Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "_KNOWN_FUNCTIONS", 3)
+    for base in range(2, 12):
+        function = eval(f"lambda x: x + {base}")
+        function.__qualname__ = f"add{base}"
+        assert ex.submit(function, 1).result(30) == 1 + base
+    assert len(ex._pool._routes) == 3  # type: ignore[attr-defined]
+
+
 def test_a_decision_is_plain_data(ex: plait.Executor) -> None:
     list(ex.map(compute, [ROUNDS] * 10))
     decision = decided(ex)

@@ -1,5 +1,4 @@
-"""`AutoPool`: runs the first jobs for real, measures them, and lets the engine choose the model for the
-others.
+"""`AutoPool`: runs the first jobs for real, measures them, and lets the engine choose for the others.
 
 No job is run twice and none waits for another to be measured with: probes are ordinary jobs, watched.
 """
@@ -136,10 +135,14 @@ class _Held:
         try:
             inner = self.context.run(submit, fn or self.fn, self.args, self.kwargs, self.options)
         except Exception as error:
-            if self.future.set_running_or_notify_cancel():
-                self.future.set_exception(error)
+            self.fail(error)
             return
         self.future.follow(inner)
+
+    def fail(self, error: Exception) -> None:
+        """It cannot be run."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
 
 
 class _Route:
@@ -347,9 +350,16 @@ class _Route:
     # The thread of the route.
 
     def _measure(self) -> None:
+        held: deque[_Held] = deque()
         try:
             while self._step():
                 pass
+        except Exception as error:
+            # A pool that cannot be made, say. Nobody may wait for these jobs for ever.
+            with self._changed:
+                held, self._held = self._held, held
+            for one in held:
+                one.fail(error)
         finally:
             with self._changed:
                 self._thread = None
@@ -512,7 +522,7 @@ class AutoPool:
     def __init__(self, workers: int | None = None) -> None:
         self.asked = workers
         self._lock = threading.Lock()
-        self._routes: dict[tuple[Any, ...], _Route] = {}
+        self._routes: dict[tuple[Any, ...] | None, _Route] = {}
         self._last: _Route | None = None
         self._nothing: Decision | None = None
         self._pools: dict[tuple[str, int | None], Pool] = {}
@@ -601,7 +611,9 @@ class AutoPool:
             route = self._routes.get(key)
             if route is None:
                 if len(self._routes) >= _KNOWN_FUNCTIONS:
-                    self._routes.pop(next(iter(self._routes)))
+                    # The oldest one, but none with jobs that `shutdown` must find.
+                    idle = next((old for old, known in self._routes.items() if not known.holds()), None)
+                    self._routes.pop(idle, None)
                 route = self._routes[key] = _Route(self, fn, options)
             return route
 

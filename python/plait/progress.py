@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from importlib import import_module
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -129,8 +130,8 @@ class _NotebookView:
     """One line of output that is redrawn in place; needs no widget extension."""
 
     def __init__(self, bar: Bar) -> None:
-        from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
-
+        # By name: IPython is there in a notebook, and need not be where this is type-checked.
+        display: Callable[..., Any] = import_module("IPython.display").display
         self._bar = bar
         self._next = bar.began
         self._handle = display({"text/plain": bar.describe()}, raw=True, display_id=True)
