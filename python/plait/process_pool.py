@@ -11,7 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from plait import _rust, _serialize
 from plait._exit import interrupted
@@ -74,6 +74,7 @@ class ProcessPool:
             self._exception_of,
         )
         self._functions = _Functions(self._core)
+        self._owner = os.getpid()
         _live_pools.add(self)
 
     def submit(
@@ -140,6 +141,18 @@ class ProcessPool:
         """End every worker at once. Running jobs fail with `WorkerDied`, the others are cancelled."""
         self._core.terminate()
         self._core.wait_closed()
+
+    def _disown(self) -> None:
+        """In the child of a fork: refuse jobs, and before they are pickled, which may need locks (of an
+        import, say) that threads held which the fork left behind.
+        """
+        self._functions.renew_lock()
+        vars(self)["submit"] = self._refuse
+
+    def _refuse(self, *_job: object) -> NoReturn:
+        raise RuntimeError(
+            f"this pool belongs to process {self._owner}, of which this one is a fork; make a new pool here"
+        )
 
     def __del__(self) -> None:
         """A pool that nobody holds any more does the jobs it has, also if the interpreter exits meanwhile."""
@@ -298,12 +311,13 @@ _forgotten: list[_rust.ProcessPool] = []
 """Cores whose pools nobody holds any more, while they may have jobs."""
 
 
-def _renew_locks() -> None:
-    for pool in _live_pools:
-        pool._functions.renew_lock()
+def _disown_all() -> None:
+    """In the child of a fork: every pool belongs to the parent."""
+    for pool in list(_live_pools):
+        pool._disown()
 
 
-os.register_at_fork(after_in_child=_renew_locks)
+os.register_at_fork(after_in_child=_disown_all)
 
 
 def _finish_all() -> None:

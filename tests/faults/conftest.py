@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from faults.leftovers import holdings, wait_until_left_with
+from faults.leftovers import excess, holdings
 
 
 @pytest.fixture
@@ -24,4 +24,4 @@ def _nothing_is_left() -> Iterator[None]:
     """No test leaves a descriptor, a mapping, a thread or a process behind."""
     before = holdings()
     yield
-    assert wait_until_left_with(before) == before
+    assert excess(before) == {}

@@ -24,15 +24,24 @@ def holdings() -> Holdings:
     return Holdings(descriptors(), shared_mappings(), threads(), children(os.getpid()))
 
 
-def wait_until_left_with(before: Holdings, limit: float = 5.0) -> Holdings:
-    """What this process has once it has no more than `before`, or after `limit` seconds: a thread that has
-    said goodbye takes a moment to be gone.
+def excess(before: Holdings, limit: float = 5.0) -> dict[str, object]:
+    """What this process has more than `before`, after at most `limit` seconds: a thread that has said goodbye
+    takes a moment to be gone.
     """
     gc.collect()
     deadline = time.monotonic() + limit
-    while (now := holdings()) != before and time.monotonic() < deadline:
+    while True:
+        now = holdings()
+        more: dict[str, object] = {
+            "descriptors": now.descriptors - before.descriptors,
+            "shared mappings": max(0, now.shared_mappings - before.shared_mappings),
+            "threads": max(0, now.threads - before.threads),
+            "children": now.children - before.children,
+        }
+        more = {what: count for what, count in more.items() if count}
+        if not more or time.monotonic() > deadline:
+            return more
         time.sleep(0.01)
-    return now
 
 
 def descriptors() -> Counter[str]:

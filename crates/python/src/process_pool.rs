@@ -25,6 +25,8 @@ use crate::future::{Future, Help};
 use crate::shared_memory::{Contiguous, adopt, list_of_buffers, to_python};
 use crate::waiting::Wake;
 
+/// A timeout that nobody lives to see: three thousand years.
+const FOR_EVER: f64 = 1e11;
 /// How often a thread that waits for a pool to close looks for signals such as Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(40);
 
@@ -233,7 +235,8 @@ fn to_duration(seconds: Option<f64>) -> PyResult<Option<Duration>> {
         })
     };
     seconds
-        .filter(|seconds| *seconds != f64::INFINITY)
+        // So long is for ever, and NaN is refused below.
+        .filter(|seconds| seconds.is_nan() || *seconds < FOR_EVER)
         .map(convert)
         .transpose()
 }

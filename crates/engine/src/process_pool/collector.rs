@@ -18,8 +18,10 @@ use crate::sys::doorbell::Doorbell;
 
 /// How often the collector looks again before it sleeps, while jobs are running.
 const SPINS: u32 = 64;
-/// How long the collector sleeps at most while workers have jobs.
+/// How long the collector sleeps at most while there are workers.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// How often it looks whether a job with a very short timeout has begun.
+const SHORTEST_LOOK_NS: u64 = 1_000_000;
 
 impl<H: Handle> Shared<H> {
     /// The collector: hears workers and the zygote, keeps deadlines, delivers outcomes, until the pool is closed.
@@ -77,10 +79,10 @@ impl<H: Handle> Shared<H> {
             || (!heard && state.links.values().any(Link::has_reply));
         let zygote = state.zygote.clone();
         // A worker that spoilt its own lane may have spoilt its bell, too: its answer is found without it.
-        let deadline = if state.links.values().any(Link::is_busy) {
-            Some(deadline.map_or(LONGEST_SLEEP, |deadline| deadline.min(LONGEST_SLEEP)))
-        } else {
+        let deadline = if state.links.is_empty() {
             deadline
+        } else {
+            Some(deadline.map_or(LONGEST_SLEEP, |deadline| deadline.min(LONGEST_SLEEP)))
         };
         drop(state);
         if !ready {
@@ -204,6 +206,12 @@ impl<H: Handle> Shared<H> {
             return;
         };
         let begun = link.begun();
+        if !state.supervisor.is_ready(worker)
+            && !state.supervisor.is_unusable()
+            && end != ProcessEnd::Unknown
+        {
+            state.unusable = format!("its workers end before they have started, the last {end}");
+        }
         self.drive_with(
             state,
             Event::Gone { worker, begun },
@@ -228,12 +236,12 @@ impl<H: Handle> Shared<H> {
                 continue;
             };
             let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-            // One that has not begun cannot be overdue before a whole limit from now.
-            let began = link
-                .running()
-                .filter(|&(running, _)| running == job)
-                .map_or(now, |(_, began)| began.min(now));
-            let left = began.saturating_add(limit).saturating_sub(now);
+            let began = link.running().filter(|&(running, _)| running == job);
+            let left = match began {
+                Some((_, began)) => began.min(now).saturating_add(limit).saturating_sub(now),
+                // One that has not begun cannot be overdue before a whole limit from now.
+                None => limit.max(SHORTEST_LOOK_NS),
+            };
             if left == 0 {
                 overdue.push((worker, job));
             } else {

@@ -303,11 +303,6 @@ impl Link {
         Ok(revoked)
     }
 
-    /// Whether the worker has calls to answer.
-    pub(super) fn is_busy(&self) -> bool {
-        !self.sent.is_empty()
-    }
-
     /// Whether the worker has said something that was not heard.
     pub(super) fn has_reply(&self) -> bool {
         !self.corrupt && self.replies.has_frame()

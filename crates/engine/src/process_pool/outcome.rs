@@ -1,6 +1,8 @@
 //! What goes in and comes out of a pool: what its users supply, and how jobs and processes end.
 #![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
+use std::fmt;
+
 use super::protocol::Status;
 use super::state::Cause;
 use super::worker::Bytes;
@@ -46,6 +48,16 @@ pub enum ProcessEnd {
     Killed(i32),
     /// Nobody could tell.
     Unknown,
+}
+
+impl fmt::Display for ProcessEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "with exit status {status}"),
+            Self::Killed(signal) => write!(f, "by signal {signal}"),
+            Self::Unknown => write!(f, "without telling why"),
+        }
+    }
 }
 
 impl From<i32> for ProcessEnd {

@@ -218,6 +218,11 @@ impl Supervisor {
         self.workers.get(&worker)?.queue.front().copied()
     }
 
+    /// Whether the worker has started.
+    pub fn is_ready(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_some_and(|worker| worker.ready)
+    }
+
     /// Whether the worker is being ended.
     pub fn is_condemned(&self, worker: WorkerId) -> bool {
         self.workers

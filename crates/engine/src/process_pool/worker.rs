@@ -183,6 +183,14 @@ impl Worker {
         payload: &[u8],
         buffers: &[&[u8]],
     ) -> io::Result<()> {
+        // A job that wrote over the lane may have written over the bells, too: better to leave than not to be heard.
+        if self
+            .lane
+            .running()
+            .is_none_or(|(running, _)| running != job)
+        {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let run_ns = monotonic_ns().saturating_sub(self.began_ns);
         self.collect_returns()?;
         let mut room = INLINE_MOST;
