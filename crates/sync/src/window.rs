@@ -11,7 +11,8 @@
 //!
 //! `slots` says where frame `n` lies (at `n % SLOTS`); `consumed` says up to where the consumer has copied frames
 //! out, so that their bytes are free again. The producer trusts nothing it reads here beyond its own records: a
-//! word with another `limit` than its own, or a `next` outside what it has published, is [`Corrupt`].
+//! word with another `limit` than its own, or a `next` outside what it has published, is [`Corrupt`]. So is, for the
+//! consumer, a `next` that it has not left there itself: what it claims next could be a frame that it has had.
 
 use std::collections::VecDeque;
 
@@ -210,12 +211,14 @@ impl<W: Window> Producer<W> {
 #[derive(Debug)]
 pub struct Consumer<W> {
     window: W,
+    /// The number of the next frame to claim: the consumer's own copy of `next`.
+    next: u32,
 }
 
 impl<W: Window> Consumer<W> {
     /// The claiming end of a new, empty window.
     pub fn new(window: W) -> Self {
-        Self { window }
+        Self { window, next: 0 }
     }
 
     /// The memory the window lies in.
@@ -230,13 +233,17 @@ impl<W: Window> Consumer<W> {
     }
 
     /// Claims the oldest frame; it is this side's from then on. `None` if there is none.
-    pub fn claim(&mut self) -> Option<Claim<'_, W>> {
+    pub fn claim(&mut self) -> Result<Option<Claim<'_, W>>, Corrupt> {
         let cell = &self.window.header().word;
         let mut word = cell.load(Ordering::Acquire);
         loop {
             let (next, limit) = unpack(word);
+            // Nobody else moves `next`; a frame claimed under another number could be an old one.
+            if next != self.next || limit.wrapping_sub(next) as usize > SLOTS {
+                return Err(Corrupt);
+            }
             if next == limit {
-                return None;
+                return Ok(None);
             }
             match cell.compare_exchange_weak(
                 word,
@@ -245,10 +252,11 @@ impl<W: Window> Consumer<W> {
                 Ordering::Acquire,
             ) {
                 Ok(_) => {
-                    return Some(Claim {
+                    self.next = next.wrapping_add(1);
+                    return Ok(Some(Claim {
                         window: &self.window,
                         number: next,
-                    });
+                    }));
                 }
                 Err(seen) => word = seen,
             }

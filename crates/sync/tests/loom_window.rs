@@ -19,7 +19,7 @@ fn a_frame_is_claimed_or_taken_back_never_both() {
             let mut consumer = Consumer::new(window);
             let (mut frame, mut claimed) = (Vec::new(), Vec::<u8>::new());
             for _ in 0..2 {
-                if let Some(claim) = consumer.claim() {
+                if let Some(claim) = consumer.claim().unwrap() {
                     claim.read(&mut frame).unwrap();
                     claimed.extend(&frame);
                 }
@@ -33,10 +33,10 @@ fn a_frame_is_claimed_or_taken_back_never_both() {
         // What was neither claimed then nor taken back can still be claimed, and nothing else.
         let mut frame = Vec::new();
         for byte in &expected[claimed.len()..] {
-            consumer.claim().unwrap().read(&mut frame).unwrap();
+            consumer.claim().unwrap().unwrap().read(&mut frame).unwrap();
             assert_eq!(frame, [*byte]);
         }
-        assert!(consumer.claim().is_none());
+        assert!(consumer.claim().unwrap().is_none());
     });
 }
 
@@ -50,7 +50,7 @@ fn what_was_taken_back_is_replaced_under_the_consumers_eyes() {
         let thread = thread::spawn(move || {
             let mut consumer = Consumer::new(window);
             let mut frame = Vec::new();
-            consumer.claim().map(|claim| {
+            consumer.claim().unwrap().map(|claim| {
                 claim.read(&mut frame).unwrap();
                 frame
             })
@@ -78,7 +78,7 @@ fn a_full_window_waits_for_the_copy() {
             let mut consumer = Consumer::new(window);
             let (mut frame, mut all) = (Vec::new(), Vec::<u8>::new());
             while all.len() < 6 {
-                match consumer.claim() {
+                match consumer.claim().unwrap() {
                     Some(claim) => {
                         claim.read(&mut frame).unwrap();
                         all.extend(&frame);

@@ -77,7 +77,7 @@ proptest! {
                     }
                 }
                 Step::Pop => {
-                    let got = consumer.claim().map(|claim| { claim.read(&mut frame).unwrap(); frame.clone() });
+                    let got = consumer.claim().unwrap().map(|claim| { claim.read(&mut frame).unwrap(); frame.clone() });
                     prop_assert_eq!(got, model.pop_front());
                 }
                 Step::Revoke(count) => {
@@ -102,6 +102,7 @@ fn a_window_has_a_bounded_number_of_slots() {
     let mut frame = Vec::new();
     window::Consumer::new(shared)
         .claim()
+        .unwrap()
         .unwrap()
         .read(&mut frame)
         .unwrap();
