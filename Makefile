@@ -12,7 +12,7 @@ CONFORMANCE_PYTHON ?= $(shell scripts/find_conformance_python $(PYTHON))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint rust-test loom python-test stubtest build free-threaded conformance bench clean requirements lint-tools
+.PHONY: help demo test lint rust-test loom loom-mutants python-test stubtest build free-threaded conformance bench clean requirements lint-tools
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ rust-test: | requirements ## unit and property tests of the crates that need no 
 loom: | requirements ## the shared-memory and queue protocols under every interleaving that loom can reach
 	RUSTFLAGS="--cfg plait_loom" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		cargo test --locked --release --package plait-sync --target-dir target/loom --test 'loom_*'
+
+loom-mutants: | requirements ## weaken the orderings one by one: loom must notice each (two minutes)
+	$(PYTHON) scripts/loom_mutants.py
 
 python-test: $(VENV)/dev $(VENV)/built ## pytest
 	$(RUN) -m pytest

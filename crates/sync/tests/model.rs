@@ -110,6 +110,21 @@ fn a_window_has_a_bounded_number_of_slots() {
 }
 
 #[test]
+fn a_consumer_that_did_not_claim_what_was_claimed_says_so() {
+    let shared = Shared::new(window::Header::new(), 64);
+    let mut producer = window::Producer::new(shared.clone());
+    let mut consumer = window::Consumer::new(shared.clone());
+    producer.publish(&[b"x"]).unwrap();
+    producer.publish(&[b"y"]).unwrap();
+    let mut frame = Vec::new();
+    let claim = consumer.claim().unwrap().unwrap();
+    claim.read(&mut frame).unwrap();
+    let mut stranger = window::Consumer::new(shared);
+    assert!(matches!(stranger.claim(), Err(window::Corrupt)));
+    assert!(matches!(consumer.claim(), Ok(Some(_))));
+}
+
+#[test]
 fn a_frame_that_can_never_fit_says_so() {
     let mut ring = ring::Producer::new(Shared::new(ring::Header::new(), 32));
     assert_eq!(ring.push(&[&[0; 25]]), Err(ring::PushError::TooLong));

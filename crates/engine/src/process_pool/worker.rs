@@ -123,7 +123,8 @@ impl Worker {
 
     /// Claims the oldest call and marks it as begun; `None` if there is none.
     pub fn take(&mut self) -> io::Result<Option<Call>> {
-        let Some(claim) = self.requests.claim() else {
+        let claim = self.requests.claim();
+        let Some(claim) = claim.map_err(|_| io::ErrorKind::InvalidData)? else {
             return Ok(None);
         };
         claim

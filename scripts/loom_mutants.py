@@ -1,0 +1,109 @@
+"""Weakens the orderings of the lock-free parts one by one, and expects loom to notice each: `make loom-mutants`.
+
+A test that passes with a weaker ordering than the code has does not test that ordering. Each mutant is a copy of
+`crates/sync` under `target/`, changed in one place; the loom tests named with it must fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "target" / "loom-mutants"
+
+
+class Mutant(NamedTuple):
+    """One change: `what` in the file is replaced by `instead`, where it stands for the `at`-th time."""
+
+    file: str
+    test: str
+    what: str
+    instead: str
+    at: int = 0
+
+
+RING, WINDOW, BELL = "ring.rs", "window.rs", "bell.rs"
+MUTANTS = [
+    Mutant(RING, "loom_ring", "tail.store(self.tail, Ordering::Release)", "tail.store(self.tail, Ordering::Relaxed)"),
+    Mutant(RING, "loom_ring", "head.store(self.head, Ordering::Release)", "head.store(self.head, Ordering::Relaxed)"),
+    Mutant(RING, "loom_ring", "head.load(Ordering::Acquire)", "head.load(Ordering::Relaxed)"),
+    Mutant(RING, "loom_ring", "let tail = self.ring.header().tail.load(Ordering::Acquire)",
+           "let tail = self.ring.header().tail.load(Ordering::Relaxed)"),
+    Mutant(WINDOW, "loom_window", "consumed\n            .store(self.number.wrapping_add(1), Ordering::Release)",
+           "consumed\n            .store(self.number.wrapping_add(1), Ordering::Relaxed)"),
+    Mutant(WINDOW, "loom_window", "consumed.load(Ordering::Acquire)", "consumed.load(Ordering::Relaxed)"),
+    # Publishing: the exchange of the producer.
+    Mutant(WINDOW, "loom_window", "Ordering::AcqRel,\n                Ordering::Acquire,",
+           "Ordering::Relaxed,\n                Ordering::Relaxed,"),
+    # Claiming: the exchange of the consumer, and the look before it.
+    Mutant(WINDOW, "loom_window", "Ordering::AcqRel,\n                Ordering::Acquire,",
+           "Ordering::Relaxed,\n                Ordering::Relaxed,", at=1),
+    # The second look of a sleeper, and the ringer's look at the sleeper.
+    Mutant(BELL, "loom_ring", "        fence(Ordering::SeqCst);\n", "", at=0),
+    Mutant(BELL, "loom_ring", "        fence(Ordering::SeqCst);\n", "", at=1),
+]  # fmt: skip
+
+
+def replaced(text: str, mutant: Mutant) -> str:
+    """The text with one place changed; raises ValueError if there is no such place."""
+    start = -1
+    for _ in range(mutant.at + 1):
+        start = text.index(mutant.what, start + 1)
+    return text[:start] + mutant.instead + text[start + len(mutant.what) :]
+
+
+def passes(crate: Path, test: str) -> bool:
+    """Whether the loom tests of one file pass for this copy of the crate."""
+    environment = os.environ | {
+        "RUSTFLAGS": "--cfg plait_loom",
+        "CARGO_PROFILE_RELEASE_LTO": "off",
+        "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16",
+        "CARGO_PROFILE_RELEASE_DEBUG": "0",
+        # A lost wake-up that loom takes for a spinning thread would otherwise be searched for without end.
+        "LOOM_MAX_BRANCHES": "10000",
+    }
+    command = ["cargo", "test", "--quiet", "--release", "--package", "plait-sync", "--test", test]
+    command += ["--target-dir", str(WORK / "target")]
+    built = subprocess.run([*command, "--no-run"], cwd=crate, env=environment, capture_output=True, text=True)
+    if built.returncode:
+        sys.exit(f"the mutant does not compile:\n{built.stderr}")
+    return subprocess.run(command, cwd=crate, env=environment, capture_output=True).returncode == 0
+
+
+def main() -> None:
+    """Try every mutant; exit with status 1 if one survives."""
+    copy = WORK / "workspace"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT / "crates", copy / "crates", ignore=shutil.ignore_patterns("target"))
+    for name in ("Cargo.toml", "Cargo.lock"):
+        shutil.copy(ROOT / name, copy)
+    sources = copy / "crates" / "sync" / "src"
+    survivors = []
+    for test in sorted({mutant.test for mutant in MUTANTS}):
+        if not passes(copy, test):
+            sys.exit(f"{test} fails as it is: mend that first")
+    for number, mutant in enumerate(MUTANTS, 1):
+        path = sources / mutant.file
+        original = path.read_text()
+        try:
+            path.write_text(replaced(original, mutant))
+        except ValueError:
+            sys.exit(f"{mutant.file} does not hold what mutant {number} changes: {mutant.what!r}")
+        survives = passes(copy, mutant.test)
+        path.write_text(original)
+        line = " ".join(mutant.what.split())
+        print(f"{'SURVIVES' if survives else 'caught':8}  {mutant.file}: {line} ({mutant.at})", flush=True)
+        if survives:
+            survivors.append(mutant)
+    if survivors:
+        sys.exit(f"{len(survivors)} of {len(MUTANTS)} mutants survive: a loom test is missing for each")
+    print(f"all {len(MUTANTS)} mutants are caught")
+
+
+if __name__ == "__main__":
+    main()
