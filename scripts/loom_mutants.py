@@ -1,7 +1,7 @@
-"""Weakens the orderings of the lock-free parts one by one, and expects loom to notice each: `make loom-mutants`.
+"""Weakens the orderings of the lock-free parts one by one; loom must notice each: `make loom-mutants`.
 
-A test that passes with a weaker ordering than the code has does not test that ordering. Each mutant is a copy of
-`crates/sync` under `target/`, changed in one place; the loom tests named with it must fail.
+A test that passes with a weaker ordering than the code has does not test that ordering. Each mutant is a
+copy of `crates/sync` under `target/`, changed in one place; the loom tests named with it must fail.
 """
 
 from __future__ import annotations
@@ -28,25 +28,32 @@ class Mutant(NamedTuple):
 
 
 RING, WINDOW, BELL = "ring.rs", "window.rs", "bell.rs"
+RELEASE, ACQUIRE, RELAXED = "Ordering::Release", "Ordering::Acquire", "Ordering::Relaxed"
+EXCHANGE = f"Ordering::AcqRel,\n                {ACQUIRE},"
+FENCE = "        fence(Ordering::SeqCst);\n"
+
+
+def weaker(file: str, what: str, strong: str) -> Mutant:
+    """A store or load that is relaxed."""
+    return Mutant(file, f"loom_{Path(file).stem}", what + strong, what + RELAXED)
+
+
 MUTANTS = [
-    Mutant(RING, "loom_ring", "tail.store(self.tail, Ordering::Release)", "tail.store(self.tail, Ordering::Relaxed)"),
-    Mutant(RING, "loom_ring", "head.store(self.head, Ordering::Release)", "head.store(self.head, Ordering::Relaxed)"),
-    Mutant(RING, "loom_ring", "head.load(Ordering::Acquire)", "head.load(Ordering::Relaxed)"),
-    Mutant(RING, "loom_ring", "let tail = self.ring.header().tail.load(Ordering::Acquire)",
-           "let tail = self.ring.header().tail.load(Ordering::Relaxed)"),
-    Mutant(WINDOW, "loom_window", "consumed\n            .store(self.number.wrapping_add(1), Ordering::Release)",
-           "consumed\n            .store(self.number.wrapping_add(1), Ordering::Relaxed)"),
-    Mutant(WINDOW, "loom_window", "consumed.load(Ordering::Acquire)", "consumed.load(Ordering::Relaxed)"),
-    # Publishing: the exchange of the producer.
-    Mutant(WINDOW, "loom_window", "Ordering::AcqRel,\n                Ordering::Acquire,",
-           "Ordering::Relaxed,\n                Ordering::Relaxed,"),
-    # Claiming: the exchange of the consumer, and the look before it.
-    Mutant(WINDOW, "loom_window", "Ordering::AcqRel,\n                Ordering::Acquire,",
-           "Ordering::Relaxed,\n                Ordering::Relaxed,", at=1),
-    # The second look of a sleeper, and the ringer's look at the sleeper.
-    Mutant(BELL, "loom_ring", "        fence(Ordering::SeqCst);\n", "", at=0),
-    Mutant(BELL, "loom_ring", "        fence(Ordering::SeqCst);\n", "", at=1),
-]  # fmt: skip
+    weaker(RING, "tail.store(self.tail, ", RELEASE),
+    weaker(RING, "head.store(self.head, ", RELEASE),
+    weaker(RING, "head.load(", ACQUIRE),
+    weaker(RING, "let tail = self.ring.header().tail.load(", ACQUIRE),
+    weaker(WINDOW, ".store(self.number.wrapping_add(1), ", RELEASE),
+    weaker(WINDOW, "consumed.load(", ACQUIRE),
+    # Publishing and taking back; claiming.
+    Mutant(WINDOW, "loom_window", EXCHANGE, EXCHANGE.replace("AcqRel", "Relaxed").replace(ACQUIRE, RELAXED)),
+    Mutant(
+        WINDOW, "loom_window", EXCHANGE, EXCHANGE.replace("AcqRel", "Relaxed").replace(ACQUIRE, RELAXED), 1
+    ),
+    # The announcement of a sleeper before its second look; what the ringer published before it looks.
+    Mutant(BELL, "loom_ring", FENCE, ""),
+    Mutant(BELL, "loom_ring", FENCE, "", 1),
+]
 
 
 def replaced(text: str, mutant: Mutant) -> str:
