@@ -41,6 +41,8 @@ _TOGETHER_SECONDS, _TOGETHER_JOBS = 0.02, 64
 _TOGETHER_TRIES = 3
 # On this many jobs the crossing is tried.
 _CROSSINGS = 2
+# When other programs take this share of the time, the numbers are said to be rough.
+_ROUGH = 0.2
 # Functions whose measurements are kept.
 _KNOWN_FUNCTIONS = 256
 
@@ -69,6 +71,8 @@ class Decision:
     """How much of that it computes (its own thread, and child processes it waits for)."""
     second_thread: float | None
     """Throughput of two threads over that of one: 1 if the GIL is always held, 2 if never."""
+    stolen: float
+    """Share of the jobs' time in which other programs had the CPUs: the more, the rougher the numbers."""
     crossing: float | None
     """How long it takes to pickle the arguments and the result; None if that is unknown or impossible."""
     crossing_bytes: int | None
@@ -178,6 +182,9 @@ class _Route:
         self._together_tries = 0
         self._second_thread: float | None = None
         self._crossings: list[Crossing] = []
+        self._watched = 0.0
+        self._stolen = 0.0
+        """Of so many seconds of jobs, other programs had the CPUs for so many."""
 
     # Called from any thread.
 
@@ -219,6 +226,8 @@ class _Route:
             self._running.remove(sample)
             reading = sample.read()
             if reading is not None:
+                self._watched += reading.until - reading.began
+                self._stolen += reading.stolen
                 before = self._together.get(sample, reading)
                 if before is reading:
                     self._alone.append(_times(reading))
@@ -296,6 +305,7 @@ class _Route:
             wall=wall,
             cpu=cpu,
             second_thread=self._second_thread,
+            stolen=self._stolen / self._watched if self._watched else 0.0,
             crossing=seconds,
             crossing_bytes=size,
             obstacle=obstacle or mutates,
@@ -665,6 +675,13 @@ def _key(fn: Callable[..., Any]) -> tuple[Any, ...]:
 
 def _explain(reason: str, decision: Decision, coroutine: bool, left: int | None) -> str:
     """The engine's word for why, as a sentence with the numbers."""
+    sentence = _sentence(reason, decision, coroutine, left)
+    if decision.stolen < _ROUGH:
+        return sentence
+    return f"{sentence} (roughly: other programs had the CPUs for {decision.stolen:.0%} of the time)"
+
+
+def _sentence(reason: str, decision: Decision, coroutine: bool, left: int | None) -> str:
     share = min(decision.cpu / decision.wall, 1.0) if decision.wall else 0.0
     kind = "coroutine" if coroutine else "job"
     computes = f"a {kind} takes {_seconds(decision.wall)} and computes for {share:.0%} of it"
