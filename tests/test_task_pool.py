@@ -221,6 +221,21 @@ def test_jobs_may_submit_and_await_jobs_however_few_workers_there_are() -> None:
         assert ex.submit(tree, 4).result(30) == 81
 
 
+def test_a_job_that_would_block_its_own_loop_is_told_to_await(ex: plait.Executor) -> None:
+    async def block() -> int:
+        return ex.submit(echo, 1).result()
+
+    with pytest.raises(RuntimeError, match="await the future"):
+        ex.submit(block).result(10)
+
+    async def look() -> int:
+        future = ex.submit(echo, 1)
+        await future
+        return future.result() if future.exception() is None else 0
+
+    assert ex.submit(look).result(10) == 1
+
+
 def test_a_lent_place_is_taken_back() -> None:
     now, most = 0, 0
 

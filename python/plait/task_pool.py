@@ -109,6 +109,23 @@ class TaskFuture(Future[T]):
         job, in_thread = self._job, self._in_thread
         return (job is not None and job.task is not None) or (in_thread is not None and in_thread.running())
 
+    def result(self, timeout: float | None = None) -> T:
+        """As in the base class; RuntimeError in a coroutine of the same pool, which would block itself."""
+        self._refuse_to_block()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As in the base class; RuntimeError in a coroutine of the same pool, which would block itself."""
+        self._refuse_to_block()
+        return super().exception(timeout)
+
+    def _refuse_to_block(self) -> None:
+        home = self._home
+        if home is not None and threading.get_ident() == home.ident and not self.done():
+            raise RuntimeError(
+                "a coroutine cannot wait for a job of its own event loop like this: await the future"
+            )
+
     def __await__(self) -> Generator[Any, None, T]:
         home = self._home
         if home is None or self.done() or threading.get_ident() != home.ident:
