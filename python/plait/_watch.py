@@ -43,10 +43,11 @@ class Sample:
         self.began: float | None = None
         self._watcher = watcher
         self._crossing = crossing
-        self._ended: float | None = None
+        self._end: Reading | None = None
+        # When the job began: the CPU time and the stolen time of its thread; and how to ask for them.
         self._cpu = 0.0
         self._stolen = 0.0
-        self._thread: int | None = None
+        self._thread = 0
         self._clock: int | None = None
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -70,33 +71,29 @@ class Sample:
         return result
 
     def _start(self) -> None:
+        if self._end is not None:
+            return  # A second attempt.
         self._thread = threading.get_native_id()
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
         self._stolen = _stolen(self._thread)
-        clock = time.pthread_getcpuclockid(threading.get_ident())
-        self._cpu = time.clock_gettime(clock) + _children_cpu()
-        self._clock = clock
+        self._cpu = time.clock_gettime(self._clock) + _children_cpu()
         self.began = time.perf_counter()
 
     def _stop(self) -> None:
-        self._ended = time.perf_counter()
-        self._clock = None
-        self._cpu = time.thread_time() + _children_cpu() - self._cpu
-        self._stolen = _stolen(threading.get_native_id()) - self._stolen
+        self._end = self.read()
 
     def read(self) -> Reading | None:
         """The job so far; None if it has not begun."""
-        began, ended, clock = self.began, self._ended, self._clock
-        if began is None:
-            return None
-        if clock is not None and ended is None and self._thread is not None:
-            try:
-                cpu = time.clock_gettime(clock) + _children_cpu() - self._cpu
-                return Reading(
-                    began, time.perf_counter(), max(cpu, 0.0), _stolen(self._thread) - self._stolen
-                )
-            except OSError:  # The thread ended this instant.
-                pass
-        return Reading(began, ended or time.perf_counter(), max(self._cpu, 0.0), max(self._stolen, 0.0))
+        began, clock = self.began, self._clock
+        if self._end is not None or began is None or clock is None:
+            return self._end
+        now = time.perf_counter()
+        try:
+            cpu = time.clock_gettime(clock) + _children_cpu() - self._cpu
+        except OSError:  # The thread ended this instant, and so the job has.
+            return self._end
+        stolen = _stolen(self._thread) - self._stolen
+        return Reading(began, now, max(cpu, 0.0), min(max(stolen, 0.0), now - began))
 
 
 class CoroutineSample(Sample):
@@ -106,15 +103,22 @@ class CoroutineSample(Sample):
         crossing = self._crossing
         if crossing is not None:
             crossing.before(self.func, args, kwargs)
-        self.began = time.perf_counter()
+        if self._end is None:
+            self.began = time.perf_counter()
         try:
             result = await self._watch(self.func(*args, **kwargs))
         finally:
-            self._ended = time.perf_counter()
+            self._end = self.read()
             self._watcher.sample_ended(self)
         if crossing is not None:
             crossing.after(self.func, args, kwargs, result)
         return result
+
+    def read(self) -> Reading | None:
+        """The job so far; None if it has not begun."""
+        if self._end is not None or self.began is None:
+            return self._end
+        return Reading(self.began, time.perf_counter(), self._cpu, 0.0)
 
     @coroutine
     def _watch(self, steps: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
