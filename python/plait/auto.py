@@ -184,7 +184,7 @@ class _Route:
         self._crossings: list[Crossing] = []
         self._watched = 0.0
         self._stolen = 0.0
-        """Of so many seconds of jobs, other programs had the CPUs for so many."""
+        """Of so many seconds of jobs that ran alone, other programs had the CPUs for so many."""
 
     # Called from any thread.
 
@@ -226,11 +226,12 @@ class _Route:
             self._running.remove(sample)
             reading = sample.read()
             if reading is not None:
-                self._watched += reading.until - reading.began
-                self._stolen += reading.stolen
                 before = self._together.get(sample, reading)
                 if before is reading:
                     self._alone.append(_times(reading))
+                    # (Of those together, the other thread is what takes the CPU.)
+                    self._watched += reading.until - reading.began
+                    self._stolen += reading.stolen
                 elif before is not None:
                     # It was alone for a while: had it stayed alone, it would have gone on at that pace.
                     wall, cpu = _times(before)
