@@ -105,8 +105,9 @@ pub struct Decision {
 const CLEARLY_BETTER: f64 = 1.25;
 /// A job shorter than this many seconds costs about as much to hand over as to run.
 const TOO_SHORT: f64 = 20e-6;
-/// A pool of processes is there after this many seconds.
-const PROCESS_START: f64 = 0.1;
+/// A pool of processes is there after this many seconds: what is over before then may stay. Not more, since the first jobs
+/// may be shorter than those to come.
+const PROCESS_START: f64 = 0.05;
 /// Of a job that waits, this share at most is CPU.
 const MOSTLY_CPU: f64 = 0.5;
 /// A second thread that brings this factor helps.
@@ -159,7 +160,7 @@ fn weigh(evidence: &Evidence, rates: &Rates, here: Model) -> (Model, Reason) {
         Crossing::Refused => Reason::CannotCross,
         Crossing::Mutates => Reason::Mutates,
         Crossing::Costs(_) if rates.processes < CLEARLY_BETTER * at_home => Reason::CrossingDear,
-        Crossing::Costs(_) if soon_over(evidence, rates, at_home) => Reason::SoonOver,
+        Crossing::Costs(_) if soon_over(evidence, at_home) => Reason::SoonOver,
         Crossing::Costs(_) if !evidence.coroutine && evidence.second_thread.is_none() => {
             Reason::TooLittleSeen
         }
@@ -179,13 +180,12 @@ fn compute_reason(evidence: &Evidence) -> Reason {
     }
 }
 
-/// Whether what is left would be done here before processes have made up for their start.
-fn soon_over(evidence: &Evidence, rates: &Rates, at_home: f64) -> bool {
+/// Whether what is left would be done here before processes have started.
+fn soon_over(evidence: &Evidence, at_home: f64) -> bool {
     #[allow(clippy::cast_precision_loss)]
-    evidence.jobs_left.is_some_and(|left| {
-        let left = left as f64;
-        left / at_home < PROCESS_START + left / rates.processes
-    })
+    evidence
+        .jobs_left
+        .is_some_and(|left| left as f64 / at_home < PROCESS_START)
 }
 
 /// How many workers, when the user did not say: as many as the bottleneck can feed.

@@ -157,7 +157,7 @@ fn what_is_chosen_for_what() {
         (
             "few are left",
             Evidence {
-                jobs_left: Some(5),
+                jobs_left: Some(4),
                 ..PYTHON
             },
             Model::Threads,
