@@ -34,7 +34,7 @@ class Job:
 
 
 JOBS = [
-    Job("parse", "measure_complexity:measure", "parse source files: CPU-bound Python", 400),
+    Job("parse", "measure_complexity:measure", "parse source files: CPU-bound Python", 800),
     Job("compress", "compress_files:compress", "compress them (bz2): CPU work that releases the GIL", 2000),
     Job(
         "fetch",
