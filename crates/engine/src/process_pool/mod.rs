@@ -10,6 +10,8 @@ mod outcome;
 mod pool;
 pub mod protocol;
 pub mod state;
+#[cfg(test)]
+mod tests;
 mod worker;
 mod zygote;
 

@@ -49,10 +49,16 @@ impl Extents {
             self.free_bytes -= length;
             start
         } else {
-            let start = self.top;
+            // A free piece right before the fresh ones is where they begin.
+            let last = self.free.last_key_value();
+            let (start, free) = last
+                .filter(|&(&start, &size)| start + size == self.top)
+                .map_or((self.top, 0), |(&start, &size)| (start, size));
             self.top = start
                 .checked_add(length)
                 .filter(|&end| end <= self.capacity)?;
+            self.free.remove(&start);
+            self.free_bytes -= free;
             start
         };
         self.used.insert(start, length);
