@@ -253,12 +253,24 @@ impl<H: Handle> Shared<H> {
         };
         let link = Link::new(LARGEST_ARENA)?;
         let arguments = plumbing.arguments.mapping().as_fd();
-        zygote.spawn(worker, link.memory(), arguments, plumbing.doorbell.as_fd())?;
+        match zygote.spawn(worker, link.memory(), arguments, plumbing.doorbell.as_fd()) {
+            Ok(()) => {}
+            // It is gone. The collector is about to hear of that, and then buries this worker with the others.
+            Err(error) if zygote_is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
         state.links.insert(worker, link);
         // The collector may be asleep, and has not announced that on the new lane, or does not know the zygote.
         state.wake_collector();
         Ok(())
     }
+}
+
+fn zygote_is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 impl<H> State<H> {
