@@ -190,7 +190,12 @@ def test_the_death_of_the_zygote_while_nothing_runs(pool: ProcessPool) -> None:
     for _ in range(20):
         zygote = zygote_of(pool)
         os.kill(zygote, signal.SIGKILL)
-        # Whether the pool has noticed by now must not matter.
+        # Whether the pool has noticed by now must not matter, but a worker that is about to die with the
+        # zygote may begin one more job.
+        futures = [pool.submit(jobs.double, (at,), {}) for at in range(20)]
+        failed = [error for future in futures if (error := future.exception(60)) is not None]
+        assert all(isinstance(error, WorkerDied) for error in failed)
+        assert len(failed) <= 2
         works(pool)
 
 
