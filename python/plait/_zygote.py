@@ -40,11 +40,25 @@ def main() -> NoReturn:
     # Ctrl-C is the pool's business. A handler, not SIG_IGN: that would be inherited by what workers start by
     # `exec`.
     _signal.signal(_signal.SIGINT, _leave_it)
+    _join_group_of(pool)
     if configuration["authkey"] is not None:
         from multiprocessing.process import current_process
 
         current_process().authkey = configuration["authkey"]
     Zygote(socket, pool, configuration["initializer"]).serve()
+
+
+def _join_group_of(pool: int) -> None:
+    """Belong to the program's process group, so that what jobs start by `exec` hears of Ctrl-C as it would
+    otherwise.
+
+    The pool starts us in a group apart: until our handler stood, Ctrl-C would have interrupted the
+    interpreter's start, with a traceback of its own.
+    """
+    try:
+        os.setpgid(0, os.getpgid(pool))
+    except OSError:
+        return  # The pool's process is gone (the next poll says so), or has gone to another session.
 
 
 def _leave_it(*_: object) -> None:

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,10 +20,14 @@ pub fn id() -> u32 {
 
 /// Starts `command` with `stdin` as its standard input. The standard library does this by `posix_spawn`, which
 /// neither copies the caller's page tables nor runs anything of the caller's in the child.
+///
+/// The child begins in a process group of its own, where Ctrl-C does not reach it, and may join the caller's when it is
+/// ready for that.
 pub fn start(command: &[OsString], stdin: OwnedFd) -> io::Result<Child> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     Command::new(program)
         .args(arguments)
+        .process_group(0)
         .stdin(Stdio::from(stdin))
         .spawn()
 }
