@@ -94,8 +94,9 @@ def scribble(seed: int, where: str, log: Path | None = None) -> str:
     return "scribbled"
 
 
-def scribble_here_and_there(seed: int) -> str:
+def scribble_here_and_there(seed: int, log: Path) -> str:
     """Change a few words of the control page."""
+    leave_mark(log)
     chance = random.Random(seed)
     for start, _ in lanes():
         for _ in range(chance.randrange(1, 12)):

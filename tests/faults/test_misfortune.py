@@ -148,10 +148,15 @@ def test_a_job_that_scribbles_over_its_own_lane(
         works(pool)
 
 
-def test_jobs_that_change_a_few_words_of_their_control_page(pool: ProcessPool, seed: int) -> None:
-    for at in range(40):
-        future = pool.submit(jobs.scribble_here_and_there, (seed + at,), {})
+def test_jobs_that_change_a_few_words_of_their_control_page(
+    pool: ProcessPool, tmp_path: Path, seed: int
+) -> None:
+    log = tmp_path / "log"
+    # The first two once were run again and again: what told that they had begun was what they spoiled.
+    for at, chosen in enumerate([2_016, 508_032, *range(seed, seed + 40)], 1):
+        future = pool.submit(jobs.scribble_here_and_there, (chosen, log), {})
         assert wait([future], 60).done, "nobody is told"
+        assert len(log.read_text().split()) == at, "it was run twice"
         others = [pool.submit(jobs.double, (at,), {}) for at in range(40)]
         assert not wait(others, 60).not_done
         # A worker that has done damage may take one more job down with it: the one that it begins next.
@@ -188,7 +193,7 @@ def test_the_death_of_the_zygote_costs_the_running_jobs(pool: ProcessPool, tmp_p
 
 def test_the_death_of_the_zygote_while_nothing_runs(pool: ProcessPool) -> None:
     for _ in range(20):
-        zygote = zygote_of(pool)
+        zygote, workers = zygote_of(pool), set(pool.statistics()["workers"])
         os.kill(zygote, signal.SIGKILL)
         # Whether the pool has noticed by now must not matter, but a worker that is about to die with the
         # zygote may begin one more job.
@@ -196,6 +201,7 @@ def test_the_death_of_the_zygote_while_nothing_runs(pool: ProcessPool) -> None:
         failed = [error for future in futures if (error := future.exception(60)) is not None]
         assert all(isinstance(error, WorkerDied) for error in failed)
         assert len(failed) <= 2
+        assert wait_until_gone(workers - {0}) == set()
         works(pool)
 
 

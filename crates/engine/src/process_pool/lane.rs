@@ -33,6 +33,10 @@ pub const ARENA: usize = 1 << 20;
 /// Bytes up to this length travel inside a frame; so do all pieces of a frame together.
 pub const INLINE_MOST: usize = 32 << 10;
 
+/// What stands in `running` while nothing runs: no number of a job, and nothing that a job which writes over the lane
+/// is likely to leave there.
+const IDLE: u64 = u64::from_le_bytes(*b"all idle");
+
 /// What both sides change by atomics. All zero bytes are a new lane.
 #[repr(C)]
 #[derive(Debug)]
@@ -46,7 +50,7 @@ pub struct Control {
     pub pool_bell: Bell,
     /// The worker sleeps on this when the replies' ring is full.
     pub room_bell: Bell,
-    /// The number of the job whose function is running, plus one; 0 while there is none.
+    /// The number of the job whose function is running, plus one; `IDLE` while there is none, 0 before the worker is ready.
     running: AtomicU64,
     /// When it began, on the monotonic clock.
     began_ns: AtomicU64,
@@ -107,19 +111,23 @@ impl Lane {
             .store(job.wrapping_add(1), Ordering::Release);
     }
 
-    /// Worker: the answer of the last job is published.
+    /// Worker: nothing runs; the answer of the last job, if there was one, is published.
     pub fn end(&self) {
-        self.control().running.store(0, Ordering::Release);
+        self.control().running.store(IDLE, Ordering::Release);
     }
 
     /// Pool: the job whose function is running, and since when.
     pub fn running(&self) -> Option<(JobId, u64)> {
-        let job = self
-            .control()
-            .running
-            .load(Ordering::Acquire)
-            .checked_sub(1)?;
-        Some((job, self.control().began_ns.load(Ordering::Relaxed)))
+        match self.control().running.load(Ordering::Acquire) {
+            0 | IDLE => None,
+            job => Some((job - 1, self.control().began_ns.load(Ordering::Relaxed))),
+        }
+    }
+
+    /// Pool: whether the worker has said that nothing runs, or nothing at all if it was never heard to be ready.
+    pub fn is_idle(&self, ready: bool) -> bool {
+        let running = self.control().running.load(Ordering::Acquire);
+        running == IDLE || (running == 0 && !ready)
     }
 
     /// The window's memory.

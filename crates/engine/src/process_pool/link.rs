@@ -128,6 +128,8 @@ pub(super) struct Link {
     process: Option<(u32, OwnedFd)>,
     /// To be ended, as soon as there is a process to end.
     condemned: bool,
+    /// It has said so.
+    ready: bool,
     /// The last job that was answered.
     answered: Option<JobId>,
     /// It has written rubbish: nothing that it says is heard any more.
@@ -159,6 +161,7 @@ impl Link {
             known: NumberMap::default(),
             process: None,
             condemned: false,
+            ready: false,
             answered: None,
             corrupt: false,
             lane,
@@ -203,7 +206,7 @@ impl Link {
         // Calls are answered in the order they were sent, so no other can have begun.
         let oldest = self.sent.front()?.job;
         match self.lane.running() {
-            None if !self.corrupt => None,
+            None if !self.corrupt && self.lane.is_idle(self.ready) => None,
             // It ended between its answer and the note that nothing runs.
             Some((job, _)) if self.answered == Some(job) => None,
             _ => Some(oldest),
@@ -332,7 +335,10 @@ impl Link {
                 futex::wake_one(room.word());
             }
             match Reply::decode(frame).map_err(|_| Corrupt)? {
-                Reply::Ready => return Ok(Some(Said::Ready)),
+                Reply::Ready => {
+                    self.ready = true;
+                    return Ok(Some(Said::Ready));
+                }
                 Reply::Unusable { text } => {
                     let text = match text {
                         Piece::Inline(text) => String::from_utf8_lossy(text).into_owned(),

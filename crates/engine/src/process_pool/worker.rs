@@ -164,6 +164,7 @@ impl Worker {
 
     /// Tells the pool that this worker takes jobs.
     pub fn ready(&mut self) -> io::Result<()> {
+        self.lane.end();
         self.push(&Reply::Ready)
     }
 
