@@ -412,6 +412,22 @@ def test_more_functions_than_a_worker_remembers(pool: ProcessPool) -> None:
         assert [future.result(60) for future in futures] == [2_000 + number for number in range(600)]
 
 
+def test_a_pool_whose_slots_are_used_up_refuses_jobs_after_shutdown_like_any_other() -> None:
+    pool = ProcessPool(1)
+
+    def make(number: int) -> Callable[[], int]:
+        return lambda: number
+
+    for number in range(300):
+        pool.submit(make(number), (), {})
+    functions = [make(number) for number in range(300)]
+    assert [pool.submit(function, (), {}).result(60) for function in functions] == list(range(300))
+    pool.shutdown()
+    for function in (*functions, make(300)):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            pool.submit(function, (), {})
+
+
 def test_a_new_function_where_an_old_one_lay_is_another_function(pool: ProcessPool) -> None:
     def make(number: int) -> Callable[[], int]:
         return lambda: number

@@ -207,13 +207,13 @@ class _Frozen:
 
 
 class _Functions:
-    """The functions that workers know by number: the last ones used, so a worker's memory stays bounded."""
+    """The functions that workers know by number: the newest ones, so that a worker's memory stays bounded."""
 
     def __init__(self, core: _rust.ProcessPool) -> None:
         self._core = core
         self._lock = threading.Lock()
         self._free = list(range(_SLOTS))
-        # By id, least recently used first. The entry keeps the function and what it captured alive, so that
+        # By id, oldest first. The entry keeps the function and what it captured alive, so that
         # nothing else can take their places.
         self._known: OrderedDict[int, tuple[Callable[..., Any], tuple[Any, ...], int, _rust.Function]] = (
             OrderedDict()
@@ -240,6 +240,7 @@ class _Functions:
         """Let go of every function."""
         with self._lock:
             self._known.clear()
+            self._free = list(range(_SLOTS))
 
     def _remember(
         self, fn: Callable[..., Any], captured: tuple[Any, ...], definition: bytes
