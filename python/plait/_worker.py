@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
+    from plait._zygote import Outfit
+
 VALUE, NOTHING, RAISED, UNPICKLABLE = range(4)
 """How a call ended; `Status` in `crates/engine/src/process_pool/protocol.rs`."""
 
 
-def main(zygote: int, lane: int, arguments: int, doorbell: int, initializer: bytes | None) -> NoReturn:
+def main(zygote: int, lane: int, arguments: int, doorbell: int, outfit: Outfit) -> NoReturn:
     """Serve the lane until told to leave. Never returns: what the zygote was doing is none of a worker's
     business.
     """
@@ -37,7 +39,7 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, initializer: byt
         # What was registered to run at the zygote's exit must not run at a worker's.
         atexit._clear()
         worker = _rust.Worker(lane, arguments, doorbell)
-        if _initialize(worker, initializer):
+        if _prepare(worker, outfit):
             server = Server(worker)
             os.register_at_fork(after_in_child=server.leave_lane)
             server.serve()
@@ -58,16 +60,22 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, initializer: byt
         os._exit(status)
 
 
-def _initialize(worker: _rust.Worker, initializer: bytes | None) -> bool:
-    if initializer is not None:
+def _prepare(worker: _rust.Worker, outfit: Outfit) -> bool:
+    failure = outfit.failure
+    if failure is None:
         try:
-            function, arguments, buffers = marshal.loads(initializer)
-            loads(function)(*loads(arguments, buffers=buffers))
+            for module in outfit.late:
+                __import__(module)
+            if outfit.initializer is not None:
+                function, arguments, buffers = marshal.loads(outfit.initializer)
+                loads(function)(*loads(arguments, buffers=buffers))
         except BaseException:
             import traceback
 
-            worker.unusable(traceback.format_exc())
-            return False
+            failure = traceback.format_exc()
+    if failure is not None:
+        worker.unusable(failure)
+        return False
     worker.ready()
     return True
 

@@ -23,29 +23,66 @@ _FD_BYTES = 4
 
 
 def main() -> NoReturn:
-    """Serve one pool until it, or its process, is gone."""
+    """Serve one pool until it, or its process, is gone.
+
+    The arguments are the pool's process and, if this is the second start (see `_preload`), the descriptor of
+    the configuration and the modules that are left to the workers.
+    """
     link = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    pool = os.getppid()
+    pool, *again = sys.argv[1:]
+    if os.getppid() != int(pool):
+        os._exit(0)
     socket = _socket.socket(fileno=link)
-    message, fds = _receive(socket)
-    if message != b"C":
-        os._exit(1)
-    with os.fdopen(fds[0], "rb") as file:
+    if again:
+        configured, late = int(again[0]), again[1:]
+        os.set_inheritable(configured, False)
+    else:
+        message, fds = _receive(socket)
+        if message != b"C":
+            os._exit(1)
+        configured, late = fds[0], []
+    with os.fdopen(configured, "rb", closefd=False) as file:
         file.seek(0)
         configuration = marshal.loads(file.read())
     sys.path[:] = configuration["path"]
     # Ctrl-C is the pool's business. A handler, not SIG_IGN: that would be inherited by what workers start by
     # `exec`.
     _signal.signal(_signal.SIGINT, _leave_it)
-    _join_group_of(pool)
+    _join_group_of(int(pool))
     if configuration["authkey"] is not None:
         from multiprocessing.process import current_process
 
         current_process().authkey = configuration["authkey"]
-    Zygote(socket, pool, configuration["initializer"]).serve()
+    failure = _preload(configuration["preload"], late, link, configured)
+    os.close(configured)
+    outfit = Outfit(failure, late, configuration["initializer"])
+    Zygote(socket, int(pool), outfit).serve()
+
+
+def _preload(modules: list[str], late: list[str], link: int, configured: int) -> str | None:
+    """Import what workers shall find imported; the traceback if that fails.
+
+    Workers are forked from one thread. A module that starts others, and does not end them before a fork as
+    OpenBLAS (numpy) does, is therefore left to the workers: this process starts anew, by `exec`, without it.
+    That costs a start once, and keeps process id, link and parent as they are.
+    """
+    for module in modules:
+        if module in late:
+            continue
+        try:
+            __import__(module)
+        except BaseException:
+            import traceback
+
+            return f"preload={module!r} cannot be imported\n{traceback.format_exc()}"
+        if not _forks_alone():
+            os.dup2(link, 0)
+            os.set_inheritable(configured, True)
+            os.execv(sys.executable, [*sys.orig_argv, *([] if late else [str(configured)]), module])
+    return None
 
 
 def _join_group_of(pool: int) -> None:
@@ -79,16 +116,46 @@ def _receive(socket: _socket.socket) -> tuple[bytes, list[int]]:
     return message, fds
 
 
+def _forks_alone() -> bool:
+    """Whether this process has one thread when it forks."""
+    if _threads() == 1:
+        return True
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads: that is the question
+        trial = os.fork()
+    if trial == 0:
+        os._exit(0)
+    os.waitpid(trial, 0)
+    return _threads() == 1
+
+
+def _threads() -> int:
+    return os.stat("/proc/self/task").st_nlink - 2  # noqa: PTH116  (pathlib takes milliseconds to import)
+
+
+class Outfit:
+    """What every worker of the pool is to begin with."""
+
+    def __init__(self, failure: str | None, late: list[str], initializer: bytes | None) -> None:
+        self.failure = failure
+        """Why no worker can be used."""
+        self.late = late
+        """Modules to import."""
+        self.initializer = initializer
+
+
 class Zygote:
     """Forks workers on request until the link, or the pool's process, is gone."""
 
-    def __init__(self, socket: _socket.socket, pool: int, initializer: bytes | None) -> None:
+    def __init__(self, socket: _socket.socket, pool: int, outfit: Outfit) -> None:
         # Imported here, when `sys.path` is right, so that workers find it imported.
         from plait import _worker
 
         self.run_worker = _worker.main
         self.socket = socket
-        self.initializer = initializer
+        self.outfit = outfit
         self.workers: dict[int, tuple[bytes, int]] = {}  # pidfd: (worker's number, process id)
         self.poll = select.poll()
         self.poll.register(socket.fileno(), select.POLLIN)
@@ -132,7 +199,7 @@ class Zygote:
             os.close(self.pool)
             for pidfd in self.workers:
                 os.close(pidfd)
-            self.run_worker(zygote, fds[0], fds[1], fds[2], self.initializer)
+            self.run_worker(zygote, fds[0], fds[1], fds[2], self.outfit)
         for fd in fds:
             os.close(fd)
         if pid > 0:

@@ -526,12 +526,14 @@ class AutoPool:
 
     Args:
         workers: how many jobs run at once, whatever the model; by default the decision says.
+        process_options: options of the `ProcessPool` that is made if processes are chosen.
     """
 
     model: ClassVar[str] = "auto"
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, **process_options: Any) -> None:
         self.asked = workers
+        self._process_options = process_options
         self._lock = threading.Lock()
         self._routes: dict[tuple[Any, ...] | None, _Route] = {}
         self._last: _Route | None = None
@@ -633,7 +635,8 @@ class AutoPool:
             pool = self._pools.get((model, workers))
             if pool is None:
                 module, name = _CHOICES[model]
-                pool = self._pools[model, workers] = getattr(import_module(module), name)(workers)
+                options = self._process_options if model == "processes" else {}
+                pool = self._pools[model, workers] = getattr(import_module(module), name)(workers, **options)
             return pool
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import operator
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from time import monotonic
@@ -33,6 +33,15 @@ _POOLS = {
     "interpreters": ("plait.interpreter_pool", "InterpreterPool"),
 }
 
+# Option of `Executor` -> the models that have it. "auto" has those that only a process can have: it runs jobs
+# in threads and tasks of this process, too, where an initializer would mean something else.
+_FITS = {
+    "initializer": ("threads", "processes"),
+    "initargs": ("threads", "processes"),
+    "max_tasks_per_worker": ("processes", "auto"),
+    "preload": ("processes", "auto"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class _MapOptions:
@@ -51,10 +60,18 @@ class Executor(concurrent.futures.Executor):
             and later).
         workers: how many jobs run at once. By default: 1000 for tasks, the CPUs this process may use + 4 (at
             most 32) for threads, the CPUs for processes and interpreters.
+        initializer: called with ``initargs`` in each thread or worker process before its first job. If it
+            raises, every job fails with `concurrent.futures.BrokenExecutor`. Threads and processes only.
+        initargs: the arguments of ``initializer``.
+        max_tasks_per_worker: after so many jobs a worker process is replaced; by default never.
+        preload: names of modules that are imported once, before worker processes are forked, so that they
+            have them at once. If one cannot be imported, every job fails with its traceback.
+
+    The last two are for processes; ``"auto"`` takes them for the case that it chooses those.
 
     Raises:
-        ValueError: the model is not known, or ``workers`` is below 1.
-        TypeError: ``workers`` is not an integer.
+        ValueError: the model is not known, ``workers`` or ``max_tasks_per_worker`` is below 1.
+        TypeError: an argument has the wrong type, or ``model`` has no such option.
         RuntimeError: this Python has no such model (``"interpreters"`` before 3.14).
 
     It is a `concurrent.futures.Executor` with the exact standard signatures; what goes beyond them is in
@@ -62,8 +79,27 @@ class Executor(concurrent.futures.Executor):
     must make its own.
     """
 
-    def __init__(self, model: str = "auto", workers: int | None = None) -> None:
-        self._pool = _make_pool(model, workers)
+    def __init__(
+        self,
+        model: str = "auto",
+        workers: int | None = None,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks_per_worker: int | None = None,
+        preload: Sequence[str] = (),
+    ) -> None:
+        given = {
+            "initializer": initializer,
+            "initargs": initargs,
+            "max_tasks_per_worker": max_tasks_per_worker,
+            "preload": preload,
+        }
+        self._pool = _make_pool(
+            model,
+            workers,
+            {name: value for name, value in given.items() if value is not None and value != ()},
+        )
         self._submit = self._pool.submit
         self._options = DEFAULT_OPTIONS
         self._map_options = _MapOptions()
@@ -266,13 +302,21 @@ class Executor(concurrent.futures.Executor):
         return f"<plait.Executor {self.model!r}, {self.workers} workers>"
 
 
-def _make_pool(model: str, workers: int | None) -> Pool:
+def _make_pool(model: str, workers: int | None, options: dict[str, Any]) -> Pool:
     if not isinstance(model, str):
         raise TypeError(f"model must be a string, one of {_known()}, not {type(model).__name__}")
     if model not in _POOLS:
         raise ValueError(f"unknown model {model!r}: the models are {_known()}")
     if workers is not None:
         workers = _count("workers", workers)
+    for option in options:
+        if model not in _FITS[option]:
+            fits = " and ".join(map(repr, _FITS[option]))
+            raise TypeError(f"the model {model!r} has no option {option!r}: it is for {fits}")
+    if "max_tasks_per_worker" in options:
+        options["max_tasks_per_worker"] = _count("max_tasks_per_worker", options["max_tasks_per_worker"])
+    if "preload" in options:
+        options["preload"] = _names("preload", options["preload"])
     if model == "interpreters" and sys.version_info < (3, 14):
         version = ".".join(map(str, sys.version_info[:2]))
         raise RuntimeError(
@@ -280,12 +324,20 @@ def _make_pool(model: str, workers: int | None) -> Pool:
             "'processes' does the same on every version"
         )
     module, name = _POOLS[model]
-    pool: Pool = getattr(import_module(module), name)(workers)
+    pool: Pool = getattr(import_module(module), name)(workers, **options)
     return pool
 
 
 def _known() -> str:
     return ", ".join(map(repr, _POOLS))
+
+
+def _names(what: str, value: Sequence[str]) -> list[str]:
+    """``value`` as a list of strings."""
+    names = [value] if isinstance(value, str) else list(value)
+    if isinstance(value, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{what} must be a list of names of modules, not {value!r}")
+    return names
 
 
 def _count(what: str, value: int) -> int:

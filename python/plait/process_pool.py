@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -34,10 +34,12 @@ class ProcessPool:
     Args:
         workers: how many processes at most; by default as many as this process may use CPUs.
         initializer: called with `initargs` in each worker before its first job. If it raises, every job of
-        the pool
-            fails with `concurrent.futures.process.BrokenProcessPool`, which carries its traceback.
-
+            the pool fails with `concurrent.futures.process.BrokenProcessPool`, which carries its traceback.
+        initargs: the arguments of `initializer`.
         max_tasks_per_worker: after so many jobs a worker is replaced by a new one; by default never.
+        preload: modules that are imported once, in the zygote, so that workers have them from the start. One
+            that starts threads (which a fork would lose) is imported by each worker instead, before its first
+            job. If one cannot be imported, every job of the pool fails like after a failed `initializer`.
 
     Raises:
         ValueError: `workers` or `max_tasks_per_worker` is below 1.
@@ -54,6 +56,7 @@ class ProcessPool:
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         max_tasks_per_worker: int | None = None,
+        preload: Sequence[str] = (),
     ) -> None:
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if self.workers < 1:
@@ -64,6 +67,7 @@ class ProcessPool:
             "path": sys.path,
             "authkey": _authkey(),
             "initializer": _pickle_initializer(initializer, initargs),
+            "preload": list(preload),
         }
         self._core = _rust.ProcessPool(
             self.workers,
@@ -302,7 +306,9 @@ def _zygote_command() -> list[str]:
     -P: the script's folder (this package) must not come first on `sys.path`, it has a `queue.py`.
     """
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    return [sys.executable, *flags, "-P", str(Path(__file__).with_name("_zygote.py"))]
+    script = str(Path(__file__).with_name("_zygote.py"))
+    # The zygote compares: if this process has gone before it looks, its parent is another one.
+    return [sys.executable, *flags, "-P", script, str(os.getpid())]
 
 
 _live_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
