@@ -29,10 +29,10 @@ class Future(_rust.Future, concurrent.futures.Future[T]):
         def exception(self, timeout: float | None = None) -> BaseException | None: ...
 
     def __await__(self) -> Generator[Any, None, T]:
-        """Wait in the running event loop; cancelling the wait cancels the job if it has not begun."""
-        import asyncio
+        """Wait in the running event loop; cancelling the wait cancels the job."""
+        from plait._awaiting import wait_in_loop
 
-        return asyncio.wrap_future(self).__await__()
+        return wait_in_loop(self).__await__()
 
 
 os.register_at_fork(after_in_child=_rust.forget_waiting_threads)

@@ -58,6 +58,11 @@ pub struct Future {
 pub trait Help: Send + Sync {
     /// Returns soon, whether the future is done or not. Must not run callbacks: the waiting thread may hold locks.
     fn help(&self, future: &Bound<'_, Future>);
+
+    /// What lets an event loop hear of the future's end by itself, if anything does: a `_rust.Listener`.
+    fn listener(&self) -> Option<&Py<PyAny>> {
+        None
+    }
 }
 
 #[derive(Default)]
@@ -553,6 +558,12 @@ impl Future {
                 .as_ref()
                 .map(|exception| exception.clone_ref(py))
         })
+    }
+
+    /// What lets an event loop hear of this future's end without a thread in between, if anything does.
+    fn _listener(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        let listener = self.helper.get()?.listener()?;
+        Some(listener.clone_ref(py))
     }
 
     #[pyo3(signature = (r#fn))]

@@ -16,7 +16,7 @@ mod _rust {
     #[pymodule_export]
     use super::future::Future;
     #[pymodule_export]
-    use super::process_pool::{Function, ProcessPool, Worker, die_with_parent};
+    use super::process_pool::{Function, Listener, ProcessPool, Worker, die_with_parent};
     #[pymodule_export]
     use super::shared_memory::SharedBuffer;
     #[pymodule_export]

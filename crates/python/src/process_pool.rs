@@ -1,16 +1,18 @@
 //! The process pool and a worker's end of it: bytes, buffers and futures in, engine calls out.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{IntoRawFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use plait_engine::process_pool::state::Cause;
 use plait_engine::process_pool::{
-    Bytes, Call, Deliver, Function as EngineFunction, Handle, Helper, Job, Launch, Outcome,
-    Payload, ProcessEnd, ProcessPool as EnginePool, Refused, Worker as EngineWorker,
-    protocol::Status,
+    Bytes, Call, Deliver, Function as EngineFunction, Handle, Helper, Job, Launch,
+    Listener as EngineListener, Outcome, Payload, ProcessEnd, ProcessPool as EnginePool, Refused,
+    Worker as EngineWorker, protocol::Status,
 };
 use plait_engine::sys::doorbell::Doorbell;
 use plait_engine::sys::mapping::Mapping;
@@ -187,9 +189,15 @@ impl Drop for Resolver {
 struct PoolHelper {
     pool: Helper<Handed>,
     resolver: Arc<Resolver>,
+    /// A `Listener`.
+    listener: Py<PyAny>,
 }
 
 impl Help for PoolHelper {
+    fn listener(&self) -> Option<&Py<PyAny>> {
+        Some(&self.listener)
+    }
+
     fn help(&self, future: &Bound<'_, Future>) {
         let (py, this) = (future.py(), future.get());
         let address = std::ptr::from_ref(this).addr();
@@ -205,6 +213,76 @@ impl Help for PoolHelper {
         if let Some((handed, outcome)) = found {
             self.resolver.resolve(py, handed, outcome).now();
         }
+    }
+}
+
+/// Lets an event loop hear the workers of a pool itself. `plait._awaiting` is the loop's side.
+#[pyclass(frozen, module = "plait._rust")]
+pub struct Listener {
+    pool: EngineListener<Handed>,
+    resolver: Arc<Resolver>,
+    /// The addresses of the futures that the loop waits for.
+    awaited: Mutex<HashSet<usize>>,
+    /// How many there were so far.
+    expected: AtomicU64,
+}
+
+impl Listener {
+    fn awaited(&self) -> MutexGuard<'_, HashSet<usize>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Listener {
+    /// From now on the caller hears workers: the descriptor to poll, which is the caller's to close; `None` if another
+    /// loop does, or the pool is closed.
+    fn begin(&self, py: Python<'_>) -> Option<RawFd> {
+        py.detach(|| self.pool.begin()).map(IntoRawFd::into_raw_fd)
+    }
+
+    /// Resolves the futures that the loop waits for and whose jobs have ended.
+    fn hear(&self, py: Python<'_>) {
+        let heard = py.detach(|| {
+            self.pool.hear(|handed| {
+                let address = std::ptr::from_ref(handed.future.get()).addr();
+                self.awaited().contains(&address)
+            })
+        });
+        let mut wake = Wake::default();
+        for (handed, outcome) in heard {
+            wake.merge(self.resolver.resolve(py, handed, outcome));
+        }
+        wake.now();
+    }
+
+    /// The pool's own thread hears workers again.
+    fn end(&self, py: Python<'_>) {
+        py.detach(|| self.pool.end());
+    }
+
+    /// The loop waits for `future`, which it keeps alive until `forget`.
+    fn expect(&self, future: &Bound<'_, Future>) {
+        let address = std::ptr::from_ref(future.get()).addr();
+        self.awaited().insert(address);
+        self.expected.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The loop does not wait for `future` any more.
+    fn forget(&self, future: &Bound<'_, Future>) {
+        let address = std::ptr::from_ref(future.get()).addr();
+        self.awaited().remove(&address);
+    }
+
+    /// Whether the loop waits for anything.
+    fn awaits(&self) -> bool {
+        !self.awaited().is_empty()
+    }
+
+    /// How many futures the loop has waited for so far.
+    #[getter]
+    fn expected(&self) -> u64 {
+        self.expected.load(Ordering::Relaxed)
     }
 }
 
@@ -255,6 +333,7 @@ impl ProcessPool {
 impl ProcessPool {
     #[new]
     fn new(
+        py: Python<'_>,
         workers: usize,
         jobs_per_worker: Option<u32>,
         command: Vec<OsString>,
@@ -270,9 +349,16 @@ impl ProcessPool {
             exception_of: Some(exception_of),
         });
         let inner = EnginePool::new(workers, jobs_per_worker, launch, Arc::clone(&resolver))?;
+        let listener = Listener {
+            pool: inner.listener(),
+            resolver: Arc::clone(&resolver),
+            awaited: Mutex::default(),
+            expected: AtomicU64::new(0),
+        };
         let helper = Arc::new(PoolHelper {
             pool: inner.helper(),
             resolver,
+            listener: Py::new(py, listener)?.into_any(),
         });
         Ok(Self {
             inner,

@@ -42,6 +42,8 @@ pub(super) struct State<H> {
     pub(super) plumbing: Option<Arc<Plumbing>>,
     /// How many threads hear workers in the collector's place.
     pub(super) helpers: usize,
+    /// Whether an event loop does, woken by the doorbell.
+    pub(super) listening: bool,
     /// Nothing is left to do but to leave.
     pub(super) closing: bool,
     /// The collector has left, and all is given back.
@@ -56,8 +58,10 @@ pub(super) struct State<H> {
 pub(super) struct Plumbing {
     /// Where the large buffers of arguments lie.
     pub(super) arguments: Arc<Arena>,
-    /// Wakes the collector.
+    /// What workers ring.
     pub(super) doorbell: Doorbell,
+    /// What callers ring to wake the collector.
+    pub(super) alarm: Doorbell,
 }
 
 impl Plumbing {
@@ -66,12 +70,13 @@ impl Plumbing {
         Ok(Self {
             arguments,
             doorbell: Doorbell::new()?,
+            alarm: Doorbell::new()?,
         })
     }
 
     pub(super) fn wake_collector(&self) {
         // The counter cannot overflow in a way that matters, and the descriptor is ours: ringing cannot fail.
-        let _ = self.doorbell.ring();
+        let _ = self.alarm.ring();
     }
 }
 
@@ -108,6 +113,7 @@ impl<H: Handle> Shared<H> {
             unusable: String::new(),
             plumbing: Some(plumbing),
             helpers: 0,
+            listening: false,
             closing: false,
             closed: false,
             actions: Vec::new(),

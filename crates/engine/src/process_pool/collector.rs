@@ -14,12 +14,13 @@ use super::protocol::Status;
 use super::state::{Event, JobId, WorkerId};
 use super::zygote::Report;
 use crate::sys::clock::monotonic_ns;
-use crate::sys::doorbell::Doorbell;
 
 /// How often the collector looks again before it sleeps, while jobs are running.
 const SPINS: u32 = 64;
 /// How long the collector sleeps at most while there are workers.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// The same while an event loop hears workers in its place: the loop may be held up.
+const LONGEST_TRUST: Duration = Duration::from_millis(10);
 /// How often it looks whether a job with a very short timeout has begun.
 const SHORTEST_LOOK_NS: u64 = 1_000_000;
 
@@ -41,7 +42,7 @@ impl<H: Handle> Shared<H> {
                 break;
             }
             drop(state);
-            self.sleep(&plumbing.doorbell, next_deadline);
+            self.sleep(&plumbing, next_deadline);
         }
         let (zygote, shared) = {
             let mut state = self.lock();
@@ -58,8 +59,10 @@ impl<H: Handle> Shared<H> {
 
     /// Looks once more for a moment, then sleeps until a worker, the zygote or a caller has something to say, or a
     /// deadline comes.
-    fn sleep(&self, doorbell: &Doorbell, deadline: Option<Duration>) {
-        for _ in 0..SPINS {
+    fn sleep(&self, plumbing: &Plumbing, deadline: Option<Duration>) {
+        let listening = self.lock().listening;
+        let spins = if listening { 0 } else { SPINS };
+        for _ in 0..spins {
             // A caller holding the lock is submitting, and will be heard of through its job.
             if let Ok(state) = self.state.try_lock()
                 && (!state.outbox.is_empty() || state.links.values().any(Link::has_reply))
@@ -69,28 +72,44 @@ impl<H: Handle> Shared<H> {
             (0..32).for_each(|_| std::hint::spin_loop());
         }
         let state = self.lock();
-        // A helper hears workers now, and announces in our place when it stops.
+        // A helper hears workers now, and announces in our place when it stops; an event loop looks after the announcement.
+        let listening = state.listening;
         let heard = state.helpers > 0;
         if !heard {
             state.links.values().for_each(Link::announce_sleep);
         }
         let ready = !state.outbox.is_empty()
             || state.closing
-            || (!heard && state.links.values().any(Link::has_reply));
+            || (!heard && !listening && state.links.values().any(Link::has_reply));
         let zygote = state.zygote.clone();
         // A worker that spoilt its own lane may have spoilt its bell, too: its answer is found without it.
+        let longest = if listening {
+            LONGEST_TRUST
+        } else {
+            LONGEST_SLEEP
+        };
         let deadline = if state.links.is_empty() {
             deadline
         } else {
-            Some(deadline.map_or(LONGEST_SLEEP, |deadline| deadline.min(LONGEST_SLEEP)))
+            Some(deadline.map_or(longest, |deadline| deadline.min(longest)))
         };
         drop(state);
         if !ready {
-            // Polling two descriptors of our own fails only for lack of kernel memory; then we look again at once.
-            let _ = doorbell.wait(zygote.as_deref().map(AsFd::as_fd), deadline);
+            // Polling descriptors of our own fails only for lack of kernel memory; then we look again at once.
+            let mut others: Vec<_> = zygote.as_deref().map(AsFd::as_fd).into_iter().collect();
+            let _ = if listening {
+                plumbing.alarm.wait(&others, deadline)
+            } else {
+                others.push(plumbing.alarm.as_fd());
+                plumbing.doorbell.wait(&others, deadline)
+            };
+            plumbing.alarm.silence();
         }
         drop(zygote);
-        self.lock().links.values().for_each(Link::withdraw_sleep);
+        let state = self.lock();
+        if !state.listening {
+            state.links.values().for_each(Link::withdraw_sleep);
+        }
     }
 
     pub(super) fn hear_workers(&self, state: &mut State<H>) {

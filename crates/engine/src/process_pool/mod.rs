@@ -6,6 +6,7 @@ mod collector;
 mod helper;
 mod lane;
 mod link;
+mod listener;
 mod outcome;
 mod pool;
 pub mod protocol;
@@ -17,6 +18,7 @@ mod zygote;
 
 pub use helper::Helper;
 pub use link::{Function, Job, Payload};
+pub use listener::Listener;
 pub use outcome::{Deliver, Handle, Outcome, ProcessEnd, Refused, Statistics};
 pub use pool::ProcessPool;
 pub use worker::{Bytes, Call, Worker};

@@ -10,6 +10,7 @@ use super::books::{Entry, Plumbing, Shared};
 use super::helper::Helper;
 use super::lane::INLINE_MOST;
 use super::link::{Function, Job, Payload};
+use super::listener::Listener;
 use super::outcome::{Deliver, Handle, Refused, Statistics};
 use super::state::Event;
 use super::zygote::Launch;
@@ -157,6 +158,11 @@ impl<H: Handle> ProcessPool<H> {
     /// For threads that wait for jobs.
     pub fn helper(&self) -> Helper<H> {
         Helper::new(&self.shared)
+    }
+
+    /// For an event loop that waits for jobs.
+    pub fn listener(&self) -> Listener<H> {
+        Listener::new(&self.shared)
     }
 
     /// What the pool is doing at the moment.

@@ -378,7 +378,7 @@ fn nobody_sleeps_while_there_is_something_to_do() {
         assert_eq!(bench.link.send(number, &job, &mut scratch), Sending::Sent);
         bench.link.announce_sleep();
         while !bench.link.has_reply() {
-            bench.doorbell.wait(None, None).unwrap();
+            bench.doorbell.wait(&[], None).unwrap();
         }
         bench.link.withdraw_sleep();
         while bench.link.hear(&mut frame).unwrap().is_some() {}

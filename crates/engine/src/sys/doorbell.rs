@@ -10,15 +10,6 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 #[derive(Debug)]
 pub struct Doorbell(OwnedFd);
 
-/// What ended a wait.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Woken {
-    /// The bell was rung.
-    pub rung: bool,
-    /// The other descriptor has something to read, or its peer is gone.
-    pub readable: bool,
-}
-
 impl Doorbell {
     /// A bell that nobody has rung.
     pub fn new() -> io::Result<Self> {
@@ -42,33 +33,32 @@ impl Doorbell {
         }
     }
 
-    /// Waits until the bell is rung, `other` is readable, or the time is over.
-    pub fn wait(
-        &self,
-        other: Option<BorrowedFd<'_>>,
-        timeout: Option<Duration>,
-    ) -> io::Result<Woken> {
+    /// Waits until the bell is rung, one of `others` is readable or its peer is gone, or the time is over.
+    pub fn wait(&self, others: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<()> {
         let timeout = timeout.map(|limit| Timespec {
             tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: limit.subsec_nanos().into(),
         });
         let mut fds = vec![PollFd::new(&self.0, PollFlags::IN)];
-        if let Some(other) = other {
-            fds.push(PollFd::from_borrowed_fd(other, PollFlags::IN));
-        }
+        fds.extend(
+            others
+                .iter()
+                .map(|&other| PollFd::from_borrowed_fd(other, PollFlags::IN)),
+        );
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let woken = Woken {
-            rung: !fds[0].revents().is_empty(),
-            readable: fds.get(1).is_some_and(|fd| !fd.revents().is_empty()),
-        };
-        if woken.rung {
-            // Resets the counter; it cannot block, and another reader does not exist.
-            let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
+        if !fds[0].revents().is_empty() {
+            self.silence();
         }
-        Ok(woken)
+        Ok(())
+    }
+
+    /// Forgets that it was rung.
+    pub fn silence(&self) {
+        // Resets the counter; it cannot block, and a bell that was not rung is silent already.
+        let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }
 }
 
