@@ -27,12 +27,14 @@ test: lint rust-test loom python-test stubtest ## everything that must pass befo
 lint: $(VENV)/dev $(VENV)/built | lint-tools ## formatting, clippy, ruff, mypy --strict
 	cargo fmt --all --check
 	PYO3_PYTHON="$(CURDIR)/$(RUN)" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --locked --package plait-engine --features fault-hooks --all-targets -- -D warnings
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 
 rust-test: | requirements ## unit and property tests of the crates that need no Python
 	cargo test --locked --package plait-sync --package plait-engine
+	cargo test --locked --package plait-engine --features fault-hooks --test killed_at_every_step
 
 loom: | requirements ## the shared-memory and queue protocols under every interleaving that loom can reach
 	RUSTFLAGS="--cfg plait_loom" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \

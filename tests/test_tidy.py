@@ -61,6 +61,12 @@ def test_unsafe_code_is_only_where_cargo_toml_allows_it() -> None:
     assert manifest["workspace"]["lints"]["rust"]["unsafe_code"] == "deny"
 
 
+def test_the_faults_that_tests_provoke_are_not_in_the_extension() -> None:
+    from plait import _rust
+
+    assert b"PLAIT_FAULT_PLAN" not in Path(_rust.__file__).read_bytes()
+
+
 def test_every_path_that_the_architecture_names_exists() -> None:
     lines = (ROOT / "ARCHITECTURE.md").read_text().splitlines()
     named = set(re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:md|toml))`", "\n".join(lines)))

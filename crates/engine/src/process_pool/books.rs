@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::fault::{Step, reached};
 use super::link::{Job, Link, Sending};
 use super::outcome::{Handle, Outcome, ProcessEnd};
 use super::state::{Action, Cause, Event, JobId, Supervisor, WorkerId};
@@ -265,6 +266,7 @@ impl<H: Handle> Shared<H> {
             Err(error) if zygote_is_gone(&error) => {}
             Err(error) => return Err(error),
         }
+        reached(Step::Spawning);
         state.links.insert(worker, link);
         // The collector may be asleep, and has not announced that on the new lane, or does not know the zygote.
         state.wake_collector();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use plait_sync::window;
 
 use super::books::{End, Plumbing, Shared, State};
+use super::fault::{Step, reached};
 use super::link::{Link, Said};
 use super::outcome::{Deliver, Handle, Outcome, ProcessEnd};
 use super::protocol::Status;
@@ -35,6 +36,7 @@ impl<H: Handle> Shared<H> {
             let outcomes = std::mem::take(&mut state.outbox);
             if !outcomes.is_empty() {
                 drop(state);
+                reached(Step::Delivering);
                 sink.deliver(outcomes);
                 continue;
             }
@@ -178,6 +180,7 @@ impl<H: Handle> Shared<H> {
                 Ok(Some(Report::Started { worker, pid, pidfd })) => {
                     if let Some(link) = state.links.get_mut(&worker) {
                         link.started(pid, pidfd);
+                        reached(Step::Started);
                     }
                 }
                 Ok(Some(Report::Exited {
@@ -225,6 +228,7 @@ impl<H: Handle> Shared<H> {
             return;
         };
         let begun = link.begun();
+        reached(Step::Buried);
         if !state.supervisor.is_ready(worker)
             && !state.supervisor.is_unusable()
             && end != ProcessEnd::Unknown

@@ -18,6 +18,7 @@ use plait_sync::bell::Bell;
 use plait_sync::memory::Memory;
 use plait_sync::{ring, window};
 
+use super::fault::{Step, reached};
 use super::state::JobId;
 use crate::shared_memory::map_largest;
 use crate::sys::mapping::Mapping;
@@ -170,6 +171,9 @@ unsafe impl<const START: usize, const LENGTH: usize> Memory for Part<START, LENG
             "the algorithms stay inside their capacity"
         );
         self.0.mapping.copy_in(START + at, from);
+        if START == REPLIES {
+            reached(Step::Put);
+        }
     }
 
     unsafe fn read_at(&self, at: usize, into: &mut [u8]) {
@@ -178,6 +182,9 @@ unsafe impl<const START: usize, const LENGTH: usize> Memory for Part<START, LENG
             "the algorithms stay inside their capacity"
         );
         self.0.mapping.copy_out(START + at, into);
+        if START == REQUESTS {
+            reached(Step::Copied);
+        }
     }
 }
 

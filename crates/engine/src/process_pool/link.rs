@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use plait_sync::{ring, window};
 
+use super::fault::{Step, reached};
 use super::lane::{ARENA, Lane, Replies, Requests, Returns};
 use super::protocol::{Piece, Reply, Request, Status};
 use super::state::JobId;
@@ -283,6 +284,7 @@ impl Link {
         if bell.must_ring() {
             futex::wake_one(bell.word());
         }
+        reached(Step::Sent);
         Sending::Sent
     }
 
@@ -292,6 +294,7 @@ impl Link {
             self.corrupt = true;
             Corrupt
         })?;
+        reached(Step::Revoked);
         for _ in 0..revoked {
             let Some(sent) = self.sent.pop_back() else {
                 break;
@@ -367,6 +370,7 @@ impl Link {
                         .collect::<Result<_, _>>()?;
                     self.sent.pop_front();
                     self.answered = Some(job);
+                    reached(Step::Heard);
                     return Ok(Some(Said::Answer {
                         job,
                         status,

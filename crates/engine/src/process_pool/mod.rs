@@ -3,6 +3,10 @@
 
 mod books;
 mod collector;
+#[cfg(feature = "fault-hooks")]
+pub mod fault;
+#[cfg(not(feature = "fault-hooks"))]
+mod fault;
 mod helper;
 mod lane;
 mod link;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use plait_sync::bell::ASLEEP;
 use plait_sync::{ring, window};
 
+use super::fault::{Step, reached};
 use super::lane::{ARENA, INLINE_MOST, Lane, Replies, Requests, Returns};
 use super::protocol::{Piece, Reply, Request, Status};
 use super::state::JobId;
@@ -81,6 +82,7 @@ impl Worker {
     /// The worker's end of `lane`; calls' large buffers lie in `arguments`, and `doorbell` wakes the pool.
     pub fn new(lane: Mapping, arguments: Mapping, doorbell: Doorbell) -> io::Result<Self> {
         let lane = Lane::of(lane)?;
+        reached(Step::Opened);
         Ok(Self {
             requests: window::Consumer::new(lane.requests()),
             replies: ring::Producer::new(lane.replies()),
@@ -111,13 +113,16 @@ impl Worker {
         let released = self.released.take();
         if !released.is_empty() {
             self.push(&Reply::Released { released })?;
+            reached(Step::Released);
         }
         let bell = &self.lane.control().worker_bell;
         bell.announce();
+        reached(Step::Asleep);
         if !self.has_call() {
             futex::wait(bell.word(), ASLEEP, None);
         }
         bell.withdraw();
+        reached(Step::Awake);
         Ok(())
     }
 
@@ -127,9 +132,11 @@ impl Worker {
         let Some(claim) = claim.map_err(|_| io::ErrorKind::InvalidData)? else {
             return Ok(None);
         };
+        reached(Step::Claimed);
         claim
             .read(&mut self.frame)
             .map_err(|_| io::ErrorKind::InvalidData)?;
+        reached(Step::Read);
         let request = Request::decode(&self.frame).map_err(|_| io::ErrorKind::InvalidData)?;
         let Request::Call {
             job,
@@ -139,6 +146,7 @@ impl Worker {
             buffers,
         } = request
         else {
+            reached(Step::Told);
             return Ok(Some(Call::Stop));
         };
         let bytes = |piece: Piece<'_>| match piece {
@@ -159,13 +167,16 @@ impl Worker {
         };
         self.began_ns = monotonic_ns();
         self.lane.begin(job, self.began_ns);
+        reached(Step::Begun);
         Ok(Some(call))
     }
 
     /// Tells the pool that this worker takes jobs.
     pub fn ready(&mut self) -> io::Result<()> {
         self.lane.end();
-        self.push(&Reply::Ready)
+        self.push(&Reply::Ready)?;
+        reached(Step::Ready);
+        Ok(())
     }
 
     /// Tells the pool that no worker can be used; `text` is the traceback of the initializer.
@@ -193,6 +204,7 @@ impl Worker {
         {
             return Err(io::ErrorKind::InvalidData.into());
         }
+        reached(Step::Ran);
         let run_ns = monotonic_ns().saturating_sub(self.began_ns);
         self.collect_returns()?;
         let mut room = INLINE_MOST;
@@ -223,6 +235,9 @@ impl Worker {
                 return Err(error);
             }
         };
+        if !stored.is_empty() {
+            reached(Step::Written);
+        }
         let piece = |bytes, place: &Option<(u64, u64)>| match *place {
             None => Piece::Inline(bytes),
             Some((offset, length)) => Piece::Shared { offset, length },
@@ -240,7 +255,9 @@ impl Worker {
             released: self.released.take(),
         };
         self.push(&reply)?;
+        reached(Step::Rung);
         self.lane.end();
+        reached(Step::Ended);
         Ok(())
     }
 
@@ -284,6 +301,7 @@ impl Worker {
                 Err(_) => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
+        reached(Step::Published);
         if self.lane.control().pool_bell.must_ring() {
             self.doorbell.ring()?;
         }

@@ -95,6 +95,13 @@ impl Channel {
     }
 }
 
+impl From<OwnedFd> for Channel {
+    /// The other end, in the process that was given it.
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+#[cfg(feature = "fault-hooks")]
+use rustix::process::kill_process;
 use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal,
@@ -69,4 +71,21 @@ pub fn wait_child(child: &Child, limit: Duration) -> bool {
 pub fn die_with_parent(parent: u32) -> io::Result<bool> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == parent))
+}
+
+/// Ends this process here and now, as if somebody else had killed it.
+#[cfg(feature = "fault-hooks")]
+pub fn end_here() -> ! {
+    let _ = kill_process(getpid(), Signal::KILL);
+    // The signal is delivered before the call returns, but for a thread that is not the first to be chosen.
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Stops this process here until somebody lets it go on.
+#[cfg(feature = "fault-hooks")]
+pub fn stop_here() {
+    // A process can always stop itself.
+    let _ = kill_process(getpid(), Signal::STOP);
 }
