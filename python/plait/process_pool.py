@@ -72,6 +72,7 @@ class ProcessPool:
         self._core = _rust.ProcessPool(
             self.workers,
             max_tasks_per_worker,
+            1,
             _zygote_command(),
             marshal.dumps(configuration),
             Future,

@@ -20,7 +20,8 @@ use plait_engine::process_pool::fault::{STEPS, Step};
 use plait_engine::process_pool::protocol::Status;
 use plait_engine::process_pool::state::Cause;
 use plait_engine::process_pool::{
-    Bytes, Call, Deliver, Handle, Job, Launch, Outcome, Payload, ProcessEnd, ProcessPool, Worker,
+    Bytes, Call, Deliver, Handle, Job, Launch, Outcome, Payload, ProcessEnd, ProcessPool, Settings,
+    Worker,
 };
 use plait_engine::sys::channel::Channel;
 use plait_engine::sys::doorbell::Doorbell;
@@ -247,7 +248,7 @@ fn worker(arguments: &[OsString]) {
     let memory = std::io::stderr().as_fd().try_clone_to_owned().unwrap();
     let doorbell = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
     let (lane, memory) = (Mapping::open(lane).unwrap(), Mapping::open(memory).unwrap());
-    let mut worker = Worker::new(lane, memory, Doorbell::from_fd(doorbell)).unwrap();
+    let worker = Worker::new(lane, memory, Doorbell::from_fd(doorbell)).unwrap();
     worker.ready().unwrap();
     loop {
         let Some(call) = worker.take().unwrap() else {
@@ -331,8 +332,12 @@ struct Pool {
 impl Pool {
     fn new(scene: &Scene, jobs_per_worker: Option<u32>, retries: u32) -> Self {
         let (sender, outcomes) = channel();
+        let settings = Settings {
+            jobs_per_worker,
+            ..Settings::of(2)
+        };
         Self {
-            processes: ProcessPool::new(2, jobs_per_worker, scene.launch(), Sink(sender)).unwrap(),
+            processes: ProcessPool::new(settings, scene.launch(), Sink(sender)).unwrap(),
             outcomes,
             retries,
             next: 0,

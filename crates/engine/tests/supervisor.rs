@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
+use plait_engine::process_pool::Settings;
 use plait_engine::process_pool::state::{Action, Cause, Event, JobId, Supervisor, WorkerId};
 use proptest::prelude::*;
 
@@ -20,6 +21,8 @@ enum Step {
     /// A worker goes one step further: ready, claim, begin, answer, leave.
     Advance {
         worker: usize,
+        /// Which of the things that it does at once.
+        which: usize,
         failed: bool,
         run_ns: u64,
     },
@@ -27,7 +30,8 @@ enum Step {
     Hear(usize),
     /// A worker's process ends wherever it is.
     Die(usize),
-    Overdue(usize),
+    Overdue(usize, usize),
+    Width(usize),
     Corrupt(usize),
     ShutDown {
         cancel: bool,
@@ -42,11 +46,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         20 => (0..3_u32, 0..30_u8).prop_map(|(retries, dice)| Step::Submit { retries, huge: dice == 0 }),
         2 => pick.clone().prop_map(Step::CancelFuture),
-        40 => (pick.clone(), 0..4_u8, run_ns)
-            .prop_map(|(worker, dice, run_ns)| Step::Advance { worker, failed: dice == 0, run_ns }),
+        40 => (pick.clone(), pick.clone(), 0..4_u8, run_ns).prop_map(|(worker, which, dice, run_ns)| {
+            Step::Advance { worker, which, failed: dice == 0, run_ns }
+        }),
         20 => pick.clone().prop_map(Step::Hear),
         3 => pick.clone().prop_map(Step::Die),
-        3 => pick.clone().prop_map(Step::Overdue),
+        3 => (pick.clone(), pick.clone()).prop_map(|(worker, which)| Step::Overdue(worker, which)),
+        1 => (1..5_usize).prop_map(Step::Width),
         1 => pick.prop_map(Step::Corrupt),
     ];
     let end = prop_oneof![
@@ -76,8 +82,8 @@ struct Process {
     killed: bool,
     told_to_stop: bool,
     window: VecDeque<Frame>,
-    /// Claimed, and begun if the flag is set.
-    claimed: Option<(Frame, bool)>,
+    /// Claimed, in order, and begun if the flag is set.
+    claimed: Vec<(Frame, bool)>,
     replies: VecDeque<Reply>,
 }
 
@@ -92,9 +98,19 @@ enum Reply {
 }
 
 impl Process {
+    fn begun(&self) -> impl Iterator<Item = JobId> {
+        self.claimed.iter().filter_map(|&claimed| match claimed {
+            (Frame::Call(job), true) => Some(job),
+            _ => None,
+        })
+    }
+
     fn holds(&self, job: JobId) -> bool {
         self.window.contains(&Frame::Call(job))
-            || matches!(self.claimed, Some((Frame::Call(claimed), _)) if claimed == job)
+            || self
+                .claimed
+                .iter()
+                .any(|&(frame, _)| frame == Frame::Call(job))
             || self.replies.iter().any(
                 |reply| matches!(reply, Reply::Answer { job: answered, .. } if *answered == job),
             )
@@ -120,6 +136,9 @@ struct Job {
 struct Simulation {
     supervisor: Supervisor,
     most: usize,
+    /// How many jobs a worker may run at once, ever and at the moment.
+    most_width: usize,
+    width: usize,
     jobs_per_worker: Option<u32>,
     jobs: BTreeMap<JobId, Job>,
     processes: BTreeMap<WorkerId, Process>,
@@ -132,10 +151,17 @@ struct Simulation {
 type Checked = Result<(), TestCaseError>;
 
 impl Simulation {
-    fn new(most: usize, jobs_per_worker: Option<u32>) -> Self {
+    fn new(most: usize, jobs_per_worker: Option<u32>, width: usize) -> Self {
+        let settings = Settings {
+            workers: most,
+            width,
+            jobs_per_worker,
+        };
         Self {
-            supervisor: Supervisor::new(most, jobs_per_worker),
+            supervisor: Supervisor::new(&settings),
             most,
+            most_width: width,
+            width,
             jobs_per_worker,
             jobs: BTreeMap::new(),
             processes: BTreeMap::new(),
@@ -153,10 +179,10 @@ impl Simulation {
         while let Some(event) = events.pop_front() {
             let submitted = matches!(event, Event::Submitted { .. });
             prop_assert!(self.closed == 0 || !submitted);
-            self.supervisor.supervise(event, &mut actions);
+            self.supervisor.supervise(event.clone(), &mut actions);
             let mut delivered = 0;
             for action in actions.drain(..) {
-                self.act(event, action, &mut events, &mut delivered)?;
+                self.act(&event, action, &mut events, &mut delivered)?;
             }
         }
         prop_assert!(self.supervisor.workers() <= self.most);
@@ -167,7 +193,7 @@ impl Simulation {
 
     fn act(
         &mut self,
-        event: Event,
+        event: &Event,
         action: Action,
         events: &mut VecDeque<Event>,
         delivered: &mut u32,
@@ -200,6 +226,8 @@ impl Simulation {
                     events.push_back(Event::NoRoom { worker, job });
                 } else {
                     process.window.push_back(Frame::Call(job));
+                    let unanswered = process.window.len() + process.claimed.len();
+                    prop_assert!(self.most_width == 1 || unanswered <= self.width);
                     *self.sent_to.get_mut(&worker).unwrap() += 1;
                 }
             }
@@ -221,7 +249,7 @@ impl Simulation {
             Action::Kill { worker } => self.processes.get_mut(&worker).unwrap().killed = true,
             Action::Deliver { job } | Action::Discard { job } => {
                 let answered =
-                    matches!(event, Event::Answered { job: answered, .. } if answered == job);
+                    matches!(event, Event::Answered { job: answered, .. } if *answered == job);
                 prop_assert!(answered, "there is no answer of {job} at hand");
                 *delivered += 1;
                 prop_assert_eq!(*delivered, 1);
@@ -293,11 +321,12 @@ impl Simulation {
             }
             Step::Advance {
                 worker,
+                which,
                 failed,
                 run_ns,
             } => {
                 if let Some(worker) = self.process(worker) {
-                    self.advance(worker, failed, run_ns)?;
+                    self.advance(worker, which, failed, run_ns)?;
                 }
             }
             Step::Hear(nth) => {
@@ -314,10 +343,14 @@ impl Simulation {
                     self.bury(worker)?;
                 }
             }
-            Step::Overdue(nth) => {
+            Step::Overdue(nth, which) => {
                 if let Some(worker) = self.process(nth) {
-                    self.overdue(worker)?;
+                    self.overdue(worker, which)?;
                 }
+            }
+            Step::Width(width) => {
+                self.width = width.min(self.most_width);
+                self.drive(Event::Width { width })?;
             }
             Step::Corrupt(nth) => {
                 if let Some(worker) = self.process(nth) {
@@ -337,8 +370,8 @@ impl Simulation {
         Ok(())
     }
 
-    /// One step of a worker's process; a killed one ends.
-    fn advance(&mut self, worker: WorkerId, failed: bool, run_ns: u64) -> Checked {
+    /// One step of a worker's process, or of one of the jobs it runs; a killed one ends.
+    fn advance(&mut self, worker: WorkerId, which: usize, failed: bool, run_ns: u64) -> Checked {
         let process = self.processes.get_mut(&worker).unwrap();
         if process.killed {
             return self.bury(worker);
@@ -348,11 +381,19 @@ impl Simulation {
             process.replies.push_back(Reply::Ready);
             return Ok(());
         }
-        match process.claimed {
-            None => process.claimed = process.window.pop_front().map(|frame| (frame, false)),
-            Some((Frame::Stop, _)) => return self.bury(worker),
-            Some((Frame::Call(job), false)) => {
-                process.claimed = Some((Frame::Call(job), true));
+        let runs = process.claimed.len();
+        if runs < self.most_width && which % (runs + 1) == runs {
+            let frame = process.window.pop_front();
+            process.claimed.extend(frame.map(|frame| (frame, false)));
+            return Ok(());
+        }
+        let at = which % runs;
+        match process.claimed[at] {
+            // It leaves when everything else is done.
+            (Frame::Stop, _) if runs > 1 => {}
+            (Frame::Stop, _) => return self.bury(worker),
+            (Frame::Call(job), false) => {
+                process.claimed[at].1 = true;
                 let entry = self.jobs.get_mut(&job).unwrap();
                 entry.begun += 1;
                 prop_assert_eq!(
@@ -364,8 +405,8 @@ impl Simulation {
                 prop_assert!(entry.begun <= 1 + entry.retries);
                 prop_assert!(!entry.ended);
             }
-            Some((Frame::Call(job), true)) => {
-                process.claimed = None;
+            (Frame::Call(job), true) => {
+                process.claimed.remove(at);
                 process.replies.push_back(Reply::Answer {
                     job,
                     failed,
@@ -405,12 +446,9 @@ impl Simulation {
             self.hear(worker)?;
         }
         let process = self.processes.remove(&worker).unwrap();
-        let begun = match process.claimed {
-            Some((Frame::Call(job), true)) => Some(job),
-            _ => None,
-        };
-        if let Some(job) = begun {
-            self.jobs.get_mut(&job).unwrap().failed_runs += 1;
+        let begun: Vec<_> = process.begun().collect();
+        for job in &begun {
+            self.jobs.get_mut(job).unwrap().failed_runs += 1;
         }
         if let Some(limit) = self.jobs_per_worker {
             prop_assert!(self.sent_to[&worker] <= limit);
@@ -419,24 +457,27 @@ impl Simulation {
     }
 
     /// As `Shared::overdue`.
-    fn overdue(&mut self, worker: WorkerId) -> Checked {
-        let Some(front) = self.supervisor.front(worker) else {
+    fn overdue(&mut self, worker: WorkerId, which: usize) -> Checked {
+        let begun = self.processes[&worker].begun();
+        let Some(job) = Self::nth(begun, which) else {
             return Ok(());
         };
+        // With answers before it that were not heard, it is looked at later.
+        if !self.supervisor.front(worker).any(|front| front == job) {
+            return Ok(());
+        }
         let process = self.processes.get_mut(&worker).unwrap();
         let count = process.window.len();
         prop_assert!(!process.window.contains(&Frame::Stop));
         process.window.clear();
         *self.sent_to.get_mut(&worker).unwrap() -= u32::try_from(count).unwrap();
-        if process.claimed == Some((Frame::Call(front), true)) {
-            self.drive(Event::Overdue { worker, job: front })?;
-        }
+        self.drive(Event::Overdue { worker, job })?;
         self.drive(Event::Revoked { worker, count })
     }
 
     /// Lets every worker do all it has to do.
     fn run_dry(&mut self) -> Checked {
-        for _ in 0..20_000 {
+        for turn in 0..20_000 {
             let mut busy = false;
             for worker in self.processes.keys().copied().collect::<Vec<_>>() {
                 while self
@@ -450,11 +491,11 @@ impl Simulation {
                 let works = |process: &Process| {
                     process.killed
                         || !process.ready
-                        || process.claimed.is_some()
+                        || !process.claimed.is_empty()
                         || !process.window.is_empty()
                 };
                 if self.processes.get(&worker).is_some_and(works) {
-                    self.advance(worker, false, 1_000)?;
+                    self.advance(worker, turn, false, 1_000)?;
                     busy = true;
                 }
             }
@@ -474,8 +515,9 @@ proptest! {
         steps in steps(),
         most in 1..4_usize,
         jobs_per_worker in prop_oneof![Just(None), (1..4_u32).prop_map(Some)],
+        width in prop_oneof![2 => Just(1_usize), 1 => 2..4_usize],
     ) {
-        let mut pool = Simulation::new(most, jobs_per_worker);
+        let mut pool = Simulation::new(most, jobs_per_worker, width);
         for step in steps {
             pool.step(step)?;
         }
@@ -498,15 +540,15 @@ proptest! {
 /// The actions that `events` lead to, all of them.
 fn actions_of(supervisor: &mut Supervisor, events: &[Event]) -> Vec<Action> {
     let mut actions = Vec::new();
-    for &event in events {
-        supervisor.supervise(event, &mut actions);
+    for event in events {
+        supervisor.supervise(event.clone(), &mut actions);
     }
     actions
 }
 
 #[test]
 fn three_workers_in_a_row_that_never_were_ready_make_the_pool_unusable() {
-    let mut supervisor = Supervisor::new(1, None);
+    let mut supervisor = Supervisor::new(&Settings::of(1));
     let mut actions = actions_of(&mut supervisor, &[Event::Submitted { job: 0, retries: 0 }]);
     for worker in 0..3 {
         assert!(actions.contains(&Action::Spawn { worker }));
@@ -515,7 +557,7 @@ fn three_workers_in_a_row_that_never_were_ready_make_the_pool_unusable() {
             &mut supervisor,
             &[Event::Gone {
                 worker,
-                begun: None,
+                begun: Vec::new(),
             }],
         );
     }
@@ -536,7 +578,7 @@ fn three_workers_in_a_row_that_never_were_ready_make_the_pool_unusable() {
 
 #[test]
 fn a_short_job_behind_a_long_one_is_taken_back_for_an_idle_worker() {
-    let mut supervisor = Supervisor::new(2, None);
+    let mut supervisor = Supervisor::new(&Settings::of(2));
     let submitted = |job| Event::Submitted { job, retries: 0 };
     let ready = |worker| Event::Ready { worker };
     let actions = actions_of(

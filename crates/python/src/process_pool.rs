@@ -12,7 +12,7 @@ use plait_engine::process_pool::state::Cause;
 use plait_engine::process_pool::{
     Bytes, Call, Deliver, Function as EngineFunction, Handle, Helper, Job, Launch,
     Listener as EngineListener, Outcome, Payload, ProcessEnd, ProcessPool as EnginePool, Refused,
-    Worker as EngineWorker, protocol::Status,
+    Settings, Worker as EngineWorker, protocol::Status,
 };
 use plait_engine::sys::doorbell::Doorbell;
 use plait_engine::sys::mapping::Mapping;
@@ -332,10 +332,15 @@ impl ProcessPool {
 #[pymethods]
 impl ProcessPool {
     #[new]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "they are what Python's constructor takes"
+    )]
     fn new(
         py: Python<'_>,
         workers: usize,
         jobs_per_worker: Option<u32>,
+        width: usize,
         command: Vec<OsString>,
         configuration: Vec<u8>,
         future_type: Py<PyType>,
@@ -348,7 +353,12 @@ impl ProcessPool {
         let resolver = Arc::new(Resolver {
             exception_of: Some(exception_of),
         });
-        let inner = EnginePool::new(workers, jobs_per_worker, launch, Arc::clone(&resolver))?;
+        let settings = Settings {
+            workers,
+            width,
+            jobs_per_worker,
+        };
+        let inner = EnginePool::new(settings, launch, Arc::clone(&resolver))?;
         let listener = Listener {
             pool: inner.listener(),
             resolver: Arc::clone(&resolver),
@@ -426,6 +436,11 @@ impl ProcessPool {
         Ok(future)
     }
 
+    /// From now on each worker is given up to `width` jobs at once, within what the pool was made for.
+    fn set_width(&self, py: Python<'_>, width: usize) {
+        py.detach(|| self.inner.set_width(width));
+    }
+
     /// No more jobs; with `cancel`, those that were not sent are cancelled.
     fn shut_down(&self, py: Python<'_>, cancel: bool) {
         py.detach(|| self.inner.shut_down(cancel));
@@ -473,16 +488,12 @@ fn refusal(py: Python<'_>, refused: Refused) -> PyErr {
     }
 }
 
-/// A worker's end of its lane. Used by one thread of the worker.
+/// A worker's end of its lane. One thread of the worker takes calls; any may answer them, meanwhile, in any order.
 #[pyclass(frozen, module = "plait._rust")]
 pub struct Worker {
-    inner: Mutex<WorkerState>,
-}
-
-struct WorkerState {
-    worker: EngineWorker,
+    inner: EngineWorker,
     /// The call that was taken and not handed out.
-    call: Option<Call>,
+    call: Mutex<Option<Call>>,
 }
 
 fn lost_pool(error: &io::Error) -> PyErr {
@@ -495,8 +506,8 @@ fn lost_pool(error: &io::Error) -> PyErr {
 }
 
 impl Worker {
-    fn with<R: Send>(&self, py: Python<'_>, body: impl Send + FnOnce(&mut WorkerState) -> R) -> R {
-        py.detach(|| body(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner)))
+    fn taken(&self) -> MutexGuard<'_, Option<Call>> {
+        self.call.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -509,35 +520,34 @@ impl Worker {
         let arguments = Mapping::open(adopt(arguments))?;
         let worker = EngineWorker::new(lane, arguments, Doorbell::from_fd(adopt(doorbell)))?;
         Ok(Self {
-            inner: Mutex::new(WorkerState { worker, call: None }),
+            inner: worker,
+            call: Mutex::new(None),
         })
     }
 
     /// Tells the pool that this worker takes jobs.
     fn ready(&self, py: Python<'_>) -> PyResult<()> {
-        self.with(py, |state| state.worker.ready())
+        py.detach(|| self.inner.ready())
             .map_err(|error| lost_pool(&error))
     }
 
     /// Tells the pool that no worker can be used, and why.
     fn unusable(&self, py: Python<'_>, text: &str) -> PyResult<()> {
-        self.with(py, |state| state.worker.unusable(text.as_bytes()))
+        py.detach(|| self.inner.unusable(text.as_bytes()))
             .map_err(|error| lost_pool(&error))
     }
 
     /// Waits for a call and begins it: the job's number, or `None` if the worker is to leave.
     fn take(&self, py: Python<'_>) -> PyResult<Option<u64>> {
         loop {
-            let mut guard = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            match guard.worker.take().map_err(|error| lost_pool(&error))? {
+            match self.inner.take().map_err(|error| lost_pool(&error))? {
                 Some(Call::Stop) => return Ok(None),
                 Some(call @ Call::Run { job, .. }) => {
-                    guard.call = Some(call);
+                    *self.taken() = Some(call);
                     return Ok(Some(job));
                 }
                 None => {
-                    drop(guard);
-                    self.with(py, |state| state.worker.wait())
+                    py.detach(|| self.inner.wait())
                         .map_err(|error| lost_pool(&error))?;
                     py.check_signals()?;
                 }
@@ -556,12 +566,7 @@ impl Worker {
         Bound<'py, PyAny>,
         Bound<'py, PyList>,
     )> {
-        let call = self
-            .inner
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .call
-            .take();
+        let call = self.taken().take();
         let Some(Call::Run {
             slot,
             definition,
@@ -599,9 +604,8 @@ impl Worker {
             _ => Status::Unpicklable,
         };
         if buffers.is_empty() {
-            let mut state = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            return state
-                .worker
+            return self
+                .inner
                 .answer(job, status, payload, &[])
                 .map_err(|error| lost_pool(&error));
         }
@@ -610,10 +614,8 @@ impl Worker {
             .map(Contiguous::get)
             .collect::<PyResult<_>>()?;
         let pieces: Vec<&[u8]> = views.iter().map(Contiguous::bytes).collect();
-        self.with(py, |state| {
-            state.worker.answer(job, status, payload, &pieces)
-        })
-        .map_err(|error| lost_pool(&error))
+        py.detach(|| self.inner.answer(job, status, payload, &pieces))
+            .map_err(|error| lost_pool(&error))
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::fault::{Step, reached};
 use super::link::{Job, Link, Sending};
-use super::outcome::{Handle, Outcome, ProcessEnd};
+use super::outcome::{Handle, Outcome, ProcessEnd, Settings};
 use super::state::{Action, Cause, Event, JobId, Supervisor, WorkerId};
 use super::zygote::{Launch, Zygote};
 use crate::number_map::NumberMap;
@@ -91,20 +91,17 @@ pub(super) struct End {
 pub(super) struct Shared<H> {
     pub(super) state: Mutex<State<H>>,
     pub(super) launch: Launch,
+    /// How many jobs a worker may run at once at most.
+    pub(super) width: usize,
     pub(super) owner: u32,
     pub(super) next_function: AtomicU64,
     pub(super) closed: Condvar,
 }
 
 impl<H: Handle> Shared<H> {
-    pub(super) fn new(
-        workers: usize,
-        jobs_per_worker: Option<u32>,
-        launch: Launch,
-        plumbing: Arc<Plumbing>,
-    ) -> Self {
+    pub(super) fn new(settings: &Settings, launch: Launch, plumbing: Arc<Plumbing>) -> Self {
         let state = State {
-            supervisor: Supervisor::new(workers, jobs_per_worker),
+            supervisor: Supervisor::new(settings),
             entries: NumberMap::default(),
             next_job: 0,
             links: NumberMap::default(),
@@ -124,6 +121,7 @@ impl<H: Handle> Shared<H> {
         Self {
             state: Mutex::new(state),
             launch,
+            width: settings.width,
             owner: process::id(),
             next_function: AtomicU64::new(0),
             closed: Condvar::new(),
@@ -172,10 +170,8 @@ impl<H: Handle> Shared<H> {
                 if let Err(error) = self.spawn(state, worker) {
                     state.unusable = format!("a worker process could not be started: {error}");
                     state.links.remove(&worker);
-                    events.push_back(Event::Gone {
-                        worker,
-                        begun: None,
-                    });
+                    let begun = Vec::new();
+                    events.push_back(Event::Gone { worker, begun });
                 }
             }
             Action::Send { worker, job } => {
@@ -258,7 +254,7 @@ impl<H: Handle> Shared<H> {
         let Some(plumbing) = &state.plumbing else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        let link = Link::new(LARGEST_ARENA)?;
+        let link = Link::new(LARGEST_ARENA, self.width)?;
         let arguments = plumbing.arguments.mapping().as_fd();
         match zygote.spawn(worker, link.memory(), arguments, plumbing.doorbell.as_fd()) {
             Ok(()) => {}

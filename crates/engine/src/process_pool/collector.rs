@@ -252,23 +252,23 @@ impl<H: Handle> Shared<H> {
         let mut next: Option<u64> = None;
         let mut overdue = Vec::new();
         for (&worker, link) in &state.links {
-            let Some(job) = state.supervisor.front(worker) else {
-                continue;
-            };
-            let Some(limit) = state.entries.get(&job).and_then(|entry| entry.job.timeout) else {
-                continue;
-            };
-            let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-            let began = link.running().filter(|&(running, _)| running == job);
-            let left = match began {
-                Some((_, began)) => began.min(now).saturating_add(limit).saturating_sub(now),
-                // One that has not begun cannot be overdue before a whole limit from now.
-                None => limit.max(SHORTEST_LOOK_NS),
-            };
-            if left == 0 {
-                overdue.push((worker, job));
-            } else {
-                next = Some(next.map_or(left, |next| next.min(left)));
+            for job in state.supervisor.front(worker) {
+                let Some(limit) = state.entries.get(&job).and_then(|entry| entry.job.timeout)
+                else {
+                    continue;
+                };
+                let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+                let began = link.running().find(|&(running, _)| running == job);
+                let left = match began {
+                    Some((_, began)) => began.min(now).saturating_add(limit).saturating_sub(now),
+                    // One that has not begun cannot be overdue before a whole limit from now.
+                    None => limit.max(SHORTEST_LOOK_NS),
+                };
+                if left == 0 {
+                    overdue.push((worker, job));
+                } else {
+                    next = Some(next.map_or(left, |next| next.min(left)));
+                }
             }
         }
         for (worker, job) in overdue {
@@ -281,12 +281,12 @@ impl<H: Handle> Shared<H> {
         let Some(link) = state.links.get_mut(&worker) else {
             return;
         };
-        // First nothing else can begin there; then the job is still the one that runs, or it was answered in time.
+        // First nothing else can begin there; then the job still runs, or it was answered in time.
         let Ok(count) = link.revoke(usize::MAX) else {
             self.drive(state, Event::Corrupt { worker });
             return;
         };
-        if link.running().is_some_and(|(running, _)| running == job) {
+        if link.is_running(job) {
             self.drive(state, Event::Overdue { worker, job });
         }
         self.drive(state, Event::Revoked { worker, count });

@@ -1,7 +1,7 @@
 //! The memory that a pool and one worker share: where everything lies in it, and the types that reach it.
 //!
 //! ```text
-//! 0          Control: headers of the window and of both rings, three bells, the worker's progress
+//! 0          Control: headers of the window and of both rings, three bells, what the worker is running
 //! REQUESTS   data of the window, pool -> worker: calls that can be taken back until they are claimed
 //! REPLIES    data of a ring, worker -> pool: answers
 //! RETURNS    data of a ring, pool -> worker: offsets of result pieces that the pool does not use any more
@@ -23,7 +23,7 @@ use super::state::JobId;
 use crate::shared_memory::map_largest;
 use crate::sys::mapping::Mapping;
 
-const REQUESTS: usize = 4 << 10;
+const REQUESTS: usize = 16 << 10;
 const REQUESTS_LENGTH: usize = 256 << 10;
 const REPLIES: usize = 320 << 10;
 const REPLIES_LENGTH: usize = 256 << 10;
@@ -33,6 +33,9 @@ const RETURNS_LENGTH: usize = 64 << 10;
 pub const ARENA: usize = 1 << 20;
 /// Bytes up to this length travel inside a frame; so do all pieces of a frame together.
 pub const INLINE_MOST: usize = 32 << 10;
+
+/// How many jobs a worker may run at once at most.
+pub const MOST_WIDTH: usize = 256;
 
 /// What stands in `running` while nothing runs: no number of a job, and nothing that a job which writes over the lane
 /// is likely to leave there.
@@ -51,13 +54,38 @@ pub struct Control {
     pub pool_bell: Bell,
     /// The worker sleeps on this when the replies' ring is full.
     pub room_bell: Bell,
-    /// The number of the job whose function is running, plus one; `IDLE` while there is none, 0 before the worker is ready.
+    /// What the worker is running; one that runs a job at a time uses the first.
+    slots: [Slot; MOST_WIDTH],
+}
+
+/// One of the jobs that a worker runs.
+#[repr(C)]
+#[derive(Debug)]
+struct Slot {
+    /// The number of the job whose function is running, plus one; `IDLE` while there is none. 0 before anything has run
+    /// there, which in the first slot means: before the worker was ready.
     running: AtomicU64,
     /// When it began, on the monotonic clock.
     began_ns: AtomicU64,
 }
 
-const _: () = assert!(size_of::<Control>() <= REQUESTS && RETURNS + RETURNS_LENGTH <= ARENA);
+/// What a slot of a lane says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Running {
+    /// The worker has never used it.
+    NothingYet,
+    /// Nothing runs there.
+    Nothing,
+    /// The function of this job, since then.
+    Job { job: JobId, began_ns: u64 },
+}
+
+const _: () = assert!(
+    size_of::<Control>() <= REQUESTS
+        && REQUESTS + REQUESTS_LENGTH <= REPLIES
+        && REPLIES + REPLIES_LENGTH <= RETURNS
+        && RETURNS + RETURNS_LENGTH <= ARENA
+);
 
 /// A lane's memory. Cheap to clone; unmapped when the last clone (and the last lease of a result) is gone.
 #[derive(Debug, Clone)]
@@ -104,31 +132,30 @@ impl Lane {
         unsafe { self.control.as_ref() }
     }
 
-    /// Worker: the function of `job` begins now.
-    pub fn begin(&self, job: JobId, now_ns: u64) {
-        self.control().began_ns.store(now_ns, Ordering::Relaxed);
-        self.control()
-            .running
-            .store(job.wrapping_add(1), Ordering::Release);
+    /// Worker: the function of `job` begins now. The slot is one in which nothing runs.
+    pub fn begin(&self, slot: usize, job: JobId, now_ns: u64) {
+        let slot = &self.control().slots[slot];
+        slot.began_ns.store(now_ns, Ordering::Relaxed);
+        slot.running.store(job.wrapping_add(1), Ordering::Release);
     }
 
-    /// Worker: nothing runs; the answer of the last job, if there was one, is published.
-    pub fn end(&self) {
-        self.control().running.store(IDLE, Ordering::Release);
+    /// Worker: nothing runs in the slot; the answer of the last job there, if there was one, is published.
+    pub fn end(&self, slot: usize) {
+        let slot = &self.control().slots[slot];
+        slot.running.store(IDLE, Ordering::Release);
     }
 
-    /// Pool: the job whose function is running, and since when.
-    pub fn running(&self) -> Option<(JobId, u64)> {
-        match self.control().running.load(Ordering::Acquire) {
-            0 | IDLE => None,
-            job => Some((job - 1, self.control().began_ns.load(Ordering::Relaxed))),
+    /// What a slot says.
+    pub fn slot(&self, slot: usize) -> Running {
+        let slot = &self.control().slots[slot];
+        match slot.running.load(Ordering::Acquire) {
+            IDLE => Running::Nothing,
+            0 => Running::NothingYet,
+            job => Running::Job {
+                job: job - 1,
+                began_ns: slot.began_ns.load(Ordering::Relaxed),
+            },
         }
-    }
-
-    /// Pool: whether the worker has said that nothing runs, or nothing at all if it was never heard to be ready.
-    pub fn is_idle(&self, ready: bool) -> bool {
-        let running = self.control().running.load(Ordering::Acquire);
-        running == IDLE || (running == 0 && !ready)
     }
 
     /// The window's memory.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use plait_sync::{ring, window};
 
 use super::fault::{Step, reached};
-use super::lane::{ARENA, Lane, Replies, Requests, Returns};
+use super::lane::{ARENA, Lane, MOST_WIDTH, Replies, Requests, Returns, Running};
 use super::protocol::{Piece, Reply, Request, Status};
 use super::state::JobId;
 use super::worker::Bytes;
@@ -131,8 +131,12 @@ pub(super) struct Link {
     condemned: bool,
     /// It has said so.
     ready: bool,
+    /// How many jobs it may run at once.
+    width: usize,
     /// The last job that was answered.
     answered: Option<JobId>,
+    /// The highest number of a job that was sent.
+    newest: Option<JobId>,
     /// It has written rubbish: nothing that it says is heard any more.
     corrupt: bool,
 }
@@ -146,8 +150,8 @@ pub(super) enum Sending {
 }
 
 impl Link {
-    /// A lane of its own for a worker whose results take up to `largest` bytes.
-    pub(super) fn new(largest: usize) -> io::Result<Self> {
+    /// A lane of its own for a worker whose results take up to `largest` bytes and that runs up to `width` jobs at once.
+    pub(super) fn new(largest: usize, width: usize) -> io::Result<Self> {
         let lane = Lane::create(largest)?;
         let ring = Mutex::new((ring::Producer::new(lane.returns()), VecDeque::new()));
         Ok(Self {
@@ -163,7 +167,9 @@ impl Link {
             process: None,
             condemned: false,
             ready: false,
+            width: width.clamp(1, MOST_WIDTH),
             answered: None,
+            newest: None,
             corrupt: false,
             lane,
         })
@@ -196,21 +202,55 @@ impl Link {
         }
     }
 
-    /// The job whose function is running, and since when on the monotonic clock.
-    pub(super) fn running(&self) -> Option<(JobId, u64)> {
-        self.lane.running()
+    fn slots(&self) -> impl Iterator<Item = Running> {
+        (0..self.width).map(|slot| self.lane.slot(slot))
     }
 
-    /// Of a worker whose process has ended and whose last words were heard: the job that it had begun and not
-    /// answered. If what it left behind makes no sense, that counts as begun what may have been.
-    pub(super) fn begun(&self) -> Option<JobId> {
-        // Calls are answered in the order they were sent, so no other can have begun.
-        let oldest = self.sent.front()?.job;
-        match self.lane.running() {
-            None if !self.corrupt && self.lane.is_idle(self.ready) => None,
-            // It ended between its answer and the note that nothing runs.
-            Some((job, _)) if self.answered == Some(job) => None,
-            _ => Some(oldest),
+    /// The jobs whose functions are running, and since when on the monotonic clock.
+    pub(super) fn running(&self) -> impl Iterator<Item = (JobId, u64)> {
+        self.slots().filter_map(|slot| match slot {
+            Running::Job { job, began_ns } => Some((job, began_ns)),
+            Running::Nothing | Running::NothingYet => None,
+        })
+    }
+
+    /// Whether the job's function is running.
+    pub(super) fn is_running(&self, job: JobId) -> bool {
+        self.running().any(|(running, _)| running == job)
+    }
+
+    /// Of a worker whose process has ended and whose last words were heard: the jobs that it had begun and not
+    /// answered, in the order they were sent. If what it left behind makes no sense, the oldest counts as begun, too.
+    pub(super) fn begun(&self) -> Vec<JobId> {
+        let mut sensible = !self.corrupt;
+        for (at, slot) in self.slots().enumerate() {
+            sensible &= match slot {
+                Running::Nothing => true,
+                // Only the first slot is marked when the worker gets ready.
+                Running::NothingYet => at > 0 || !self.ready,
+                Running::Job { job, .. } => self.may_run(job),
+            };
+        }
+        let begun = |sent: &&Sent| self.is_running(sent.job);
+        let oldest = self.sent.iter().take(self.width);
+        let mut begun: Vec<_> = oldest.filter(begun).map(|sent| sent.job).collect();
+        if !sensible
+            && let Some(oldest) = self.sent.front()
+            && begun.first() != Some(&oldest.job)
+        {
+            begun.insert(0, oldest.job);
+        }
+        begun
+    }
+
+    /// Whether a worker that does as it should may have left a note that this job runs.
+    fn may_run(&self, job: JobId) -> bool {
+        match self.sent.iter().position(|sent| sent.job == job) {
+            // It claims calls in order, and no more than it runs at once.
+            Some(at) => at < self.width,
+            // It ended between an answer and taking the note away. Of several that run at once, any may be the last one.
+            None if self.width > 1 => self.newest.is_some_and(|newest| job <= newest),
+            None => self.answered == Some(job),
         }
     }
 
@@ -251,6 +291,7 @@ impl Link {
         if sending != Sending::Sent {
             return sending;
         }
+        self.newest = self.newest.max(Some(id));
         self.sent.push_back(Sent {
             job: id,
             defined: function.slot.filter(|_| defines),
@@ -359,16 +400,16 @@ impl Link {
                     released,
                 } => {
                     self.release(&released);
-                    // Calls are answered in the order they were sent.
-                    if self.sent.front().is_none_or(|sent| sent.job != job) {
-                        return Err(Corrupt);
-                    }
+                    // A worker that runs one job at a time answers in the order they were sent.
+                    let sent = self.sent.iter().take(self.width);
+                    let at = sent.map(|sent| sent.job).position(|sent| sent == job);
+                    let at = at.ok_or(Corrupt)?;
                     let payload = self.bytes(payload)?;
                     let buffers = buffers
                         .into_iter()
                         .map(|piece| self.bytes(piece))
                         .collect::<Result<_, _>>()?;
-                    self.sent.pop_front();
+                    self.sent.remove(at);
                     self.answered = Some(job);
                     reached(Step::Heard);
                     return Ok(Some(Said::Answer {

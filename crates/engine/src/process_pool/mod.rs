@@ -23,7 +23,7 @@ mod zygote;
 pub use helper::Helper;
 pub use link::{Function, Job, Payload};
 pub use listener::Listener;
-pub use outcome::{Deliver, Handle, Outcome, ProcessEnd, Refused, Statistics};
+pub use outcome::{Deliver, Handle, Outcome, ProcessEnd, Refused, Settings, Statistics};
 pub use pool::ProcessPool;
 pub use worker::{Bytes, Call, Worker};
 pub use zygote::Launch;

@@ -70,6 +70,28 @@ impl From<i32> for ProcessEnd {
     }
 }
 
+/// What a pool may use.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The most processes.
+    pub workers: usize,
+    /// How many jobs each is given at once, no more than [`super::ProcessPool::MOST_WIDTH`].
+    pub width: usize,
+    /// How many jobs each is given until it is replaced.
+    pub jobs_per_worker: Option<u32>,
+}
+
+impl Settings {
+    /// Up to `workers` processes that run one job at a time, and otherwise no limits.
+    pub fn of(workers: usize) -> Self {
+        Self {
+            workers,
+            width: 1,
+            jobs_per_worker: None,
+        }
+    }
+}
+
 /// What a pool is doing at the moment; nothing in a fork of its process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Statistics {

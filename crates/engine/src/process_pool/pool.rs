@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use super::books::{Entry, Plumbing, Shared};
 use super::helper::Helper;
-use super::lane::INLINE_MOST;
+use super::lane::{INLINE_MOST, MOST_WIDTH};
 use super::link::{Function, Job, Payload};
 use super::listener::Listener;
-use super::outcome::{Deliver, Handle, Refused, Statistics};
+use super::outcome::{Deliver, Handle, Refused, Settings, Statistics};
 use super::state::Event;
 use super::zygote::Launch;
 use crate::sys::process;
@@ -30,16 +30,14 @@ impl<H: Handle> fmt::Debug for ProcessPool<H> {
 }
 
 impl<H: Handle> ProcessPool<H> {
-    /// A pool of up to `workers` processes, none of which is started before there is a job, and each of which is
-    /// replaced after `jobs_per_worker` of them.
-    pub fn new(
-        workers: usize,
-        jobs_per_worker: Option<u32>,
-        launch: Launch,
-        sink: impl Deliver<H>,
-    ) -> io::Result<Self> {
+    /// The most jobs that a worker can run at once.
+    pub const MOST_WIDTH: usize = MOST_WIDTH;
+
+    /// A pool none of whose processes is started before there is a job.
+    pub fn new(mut settings: Settings, launch: Launch, sink: impl Deliver<H>) -> io::Result<Self> {
+        settings.width = settings.width.clamp(1, MOST_WIDTH);
         let plumbing = Arc::new(Plumbing::new()?);
-        let shared = Shared::new(workers, jobs_per_worker, launch, Arc::clone(&plumbing));
+        let shared = Shared::new(&settings, launch, Arc::clone(&plumbing));
         let shared = Arc::new(shared);
         let collected = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -121,6 +119,11 @@ impl<H: Handle> ProcessPool<H> {
     pub fn forked(&self) -> Option<Refused> {
         let owner = self.shared.owner;
         (process::id() != owner).then_some(Refused::Forked { owner })
+    }
+
+    /// From now on each worker is given up to `width` jobs at once, within what the pool was made for.
+    pub fn set_width(&self, width: usize) {
+        self.signal(Event::Width { width });
     }
 
     /// No more jobs. With `cancel`, those that were not sent are cancelled.

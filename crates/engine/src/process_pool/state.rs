@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::outcome::Settings;
 use crate::number_map::NumberMap;
 
 /// A job's number, never used twice in a pool.
@@ -25,7 +26,7 @@ const QUICK_NS: u64 = 30_000;
 const MOST_AHEAD: u64 = 96;
 
 /// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A new job, to be run again up to `retries` times if it fails.
     Submitted { job: JobId, retries: u32 },
@@ -44,15 +45,14 @@ pub enum Event {
     NoRoom { worker: WorkerId, job: JobId },
     /// The last `count` jobs that were sent to the worker were taken back.
     Revoked { worker: WorkerId, count: usize },
-    /// The worker's process has ended; `begun` is the job it was running.
-    Gone {
-        worker: WorkerId,
-        begun: Option<JobId>,
-    },
-    /// The job that the worker is running has used up its time.
+    /// The worker's process has ended; `begun` are the jobs it was running.
+    Gone { worker: WorkerId, begun: Vec<JobId> },
+    /// A job that the worker is running has used up its time.
     Overdue { worker: WorkerId, job: JobId },
     /// The worker has written what no correct worker writes.
     Corrupt { worker: WorkerId },
+    /// From now on a worker runs up to `width` jobs at once, within what the pool was made for.
+    Width { width: usize },
     /// The workers cannot be used at all (their initializer failed).
     Unusable,
     /// No more jobs come; with `cancel`, those that have not been sent are dropped.
@@ -119,6 +119,8 @@ struct Worker {
     stopping: bool,
     full: bool,
     condemned: Option<Cause>,
+    /// The job that it was condemned for because that used up its time.
+    overdue: Option<JobId>,
     /// Sent and not answered, in order.
     queue: VecDeque<JobId>,
     /// How many jobs it may be sent until it is replaced.
@@ -138,17 +140,29 @@ impl Worker {
         self.jobs_left = self.jobs_left.saturating_add(1);
     }
 
-    fn depth(&self) -> usize {
+    /// How many jobs that it has not answered it may have. One that runs them one at a time is sent some ahead.
+    fn depth(&self, width: Width) -> usize {
+        if width.most > 1 {
+            return width.now;
+        }
         self.run_ns.map_or(2, |run_ns| {
             1 + (AHEAD_NS / run_ns.max(1)).clamp(1, MOST_AHEAD) as usize
         })
     }
 }
 
+/// How many jobs a worker runs at once.
+#[derive(Debug, Clone, Copy)]
+struct Width {
+    most: usize,
+    now: usize,
+}
+
 /// The state of a pool.
 #[derive(Debug)]
 pub struct Supervisor {
     most_workers: usize,
+    width: Width,
     jobs_per_worker: u32,
     workers: BTreeMap<WorkerId, Worker>,
     /// The retries left of every job that has not ended.
@@ -165,11 +179,16 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// A pool of up to `most_workers` workers, none of which exists yet; each is replaced after `jobs_per_worker`.
-    pub fn new(most_workers: usize, jobs_per_worker: Option<u32>) -> Self {
+    /// A pool none of whose workers exists yet.
+    pub fn new(settings: &Settings) -> Self {
+        let width = settings.width.max(1);
         Self {
-            most_workers,
-            jobs_per_worker: jobs_per_worker.unwrap_or(u32::MAX),
+            most_workers: settings.workers,
+            width: Width {
+                most: width,
+                now: width,
+            },
+            jobs_per_worker: settings.jobs_per_worker.unwrap_or(u32::MAX),
             workers: BTreeMap::new(),
             jobs: NumberMap::default(),
             pending: VecDeque::new(),
@@ -213,9 +232,10 @@ impl Supervisor {
         self.workers.len()
     }
 
-    /// The job that the worker runs or will run next.
-    pub fn front(&self, worker: WorkerId) -> Option<JobId> {
-        self.workers.get(&worker)?.queue.front().copied()
+    /// The jobs that the worker runs or will run next: all that it can have begun are among them.
+    pub fn front(&self, worker: WorkerId) -> impl Iterator<Item = JobId> {
+        let queue = self.workers.get(&worker).map(|worker| worker.queue.iter());
+        queue.into_iter().flatten().copied().take(self.width.most)
     }
 
     /// Whether the worker has started.
@@ -292,13 +312,20 @@ impl Supervisor {
                 self.dispatch(actions);
                 self.leave(actions);
             }
-            Event::Gone { worker, begun } => self.gone(worker, begun, actions),
+            Event::Gone { worker, begun } => self.gone(worker, &begun, actions),
             Event::Overdue { worker, job } => {
-                if self.front(worker) == Some(job) {
+                if self.front(worker).any(|front| front == job) {
                     self.condemn(worker, Cause::Overdue, actions);
+                    if let Some(worker) = self.workers.get_mut(&worker) {
+                        worker.overdue.get_or_insert(job);
+                    }
                 }
             }
             Event::Corrupt { worker } => self.condemn(worker, Cause::Died, actions),
+            Event::Width { width } => {
+                self.width.now = width.clamp(1, self.width.most);
+                self.settle(actions);
+            }
             Event::Unusable => {
                 self.give_up(actions);
                 self.condemn_all(Cause::Unusable, actions);
@@ -354,18 +381,22 @@ impl Supervisor {
         self.settle(actions);
     }
 
-    fn gone(&mut self, id: WorkerId, begun: Option<JobId>, actions: &mut Vec<Action>) {
+    fn gone(&mut self, id: WorkerId, begun: &[JobId], actions: &mut Vec<Action>) {
         let Some(mut worker) = self.workers.remove(&id) else {
             return;
         };
         if !worker.ready && worker.condemned.is_none() {
             self.failed_starts += 1;
         }
-        if let Some(job) = begun
-            && let Some(at) = worker.queue.iter().position(|&queued| queued == job)
-        {
+        for &job in begun {
+            let Some(at) = worker.queue.iter().position(|&queued| queued == job) else {
+                continue;
+            };
             worker.queue.remove(at);
-            let cause = worker.condemned.unwrap_or(Cause::Died);
+            let cause = match worker.condemned {
+                Some(Cause::Overdue) if worker.overdue != Some(job) => Cause::Died,
+                cause => cause.unwrap_or(Cause::Died),
+            };
             if matches!(cause, Cause::Died | Cause::Overdue) && self.may_run_again(job) {
                 self.pending.push_back(job);
             } else {
@@ -423,11 +454,14 @@ impl Supervisor {
         if self.phase >= Phase::Terminated {
             self.cancel_pending(actions);
         }
+        let width = self.width;
         while !self.pending.is_empty() {
             let best = self
                 .workers
                 .iter()
-                .filter(|(_, worker)| worker.takes_jobs() && worker.queue.len() < worker.depth())
+                .filter(|(_, worker)| {
+                    worker.takes_jobs() && worker.queue.len() < worker.depth(width)
+                })
                 .min_by_key(|(_, worker)| (worker.queue.len(), !worker.ready))
                 .map(|(&id, worker)| (id, worker.queue.is_empty()));
             let id = match best {
@@ -454,6 +488,7 @@ impl Supervisor {
             stopping: false,
             full: false,
             condemned: None,
+            overdue: None,
             queue: VecDeque::new(),
             jobs_left: self.jobs_per_worker,
             run_ns: None,
@@ -463,8 +498,8 @@ impl Supervisor {
         id
     }
 
-    /// If nothing is pending and a worker is idle while another has jobs waiting behind the one it runs, takes half
-    /// of them back.
+    /// If nothing is pending and a worker is idle while another has jobs waiting behind those it runs, takes half of
+    /// them back.
     fn even_out(&mut self, actions: &mut Vec<Action>) {
         if !self.pending.is_empty() || self.phase >= Phase::Terminated {
             return;
@@ -476,17 +511,24 @@ impl Supervisor {
         if !idle && self.workers.len() >= self.most_workers {
             return;
         }
+        let width = self.width.now;
+        // One that runs can have begun as many as it may run at once; one that has not started, none.
+        let waiting = |worker: &Worker| match width {
+            1 => worker.queue.len() / 2,
+            _ if worker.ready => worker.queue.len().saturating_sub(width),
+            _ => worker.queue.len() / 2,
+        };
         let busiest = self
             .workers
             .iter()
-            .max_by_key(|(_, worker)| worker.queue.len());
+            .max_by_key(|(_, worker)| waiting(worker));
         if let Some((&id, worker)) = busiest
-            && worker.queue.len() >= 2
+            && waiting(worker) > 0
             && worker.condemned.is_none()
         {
             actions.push(Action::Revoke {
                 worker: id,
-                count: worker.queue.len() / 2,
+                count: waiting(worker),
             });
         }
     }
@@ -549,7 +591,7 @@ impl Supervisor {
         let Some(worker) = self.workers.get_mut(&worker) else {
             return false;
         };
-        // Answers come in order, so this is the front but for withdrawn jobs.
+        // A worker that runs one job at a time answers in order, so this is the front but for withdrawn jobs.
         let Some(at) = worker.queue.iter().position(|&queued| queued == job) else {
             return false;
         };

@@ -2,13 +2,14 @@
 #![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use plait_sync::bell::ASLEEP;
 use plait_sync::{ring, window};
 
 use super::fault::{Step, reached};
-use super::lane::{ARENA, INLINE_MOST, Lane, Replies, Requests, Returns};
+use super::lane::{ARENA, INLINE_MOST, Lane, MOST_WIDTH, Replies, Requests, Returns, Running};
 use super::protocol::{Piece, Reply, Request, Status};
 use super::state::JobId;
 use crate::shared_memory::{Arena, GiveBack, Lease};
@@ -63,19 +64,49 @@ impl Released {
     }
 }
 
-/// A worker's end of its lane. Used by one thread.
+/// A worker's end of its lane. One thread takes calls, and any may answer them, meanwhile, in any order.
+///
+/// Of the two locks, `answering` may be taken while `taking` is held, and whoever holds it never waits for the other or
+/// for the interpreter.
 #[derive(Debug)]
 pub struct Worker {
     lane: Lane,
-    requests: window::Consumer<Requests>,
-    replies: ring::Producer<Replies>,
-    returns: ring::Consumer<Returns>,
-    results: Arc<Arena>,
     arguments: Arc<Mapping>,
+    results: Arc<Arena>,
     doorbell: Doorbell,
     released: Arc<Released>,
+    /// What the slots of the lane hold, in memory that no job reaches by writing past the end of its own.
+    slots: Box<[Slot]>,
+    /// Held while the thread that takes calls waits for one.
+    taking: Mutex<Taking>,
+    /// Held for a moment, or until there is room for an answer.
+    answering: Mutex<Answering>,
+}
+
+#[derive(Debug)]
+struct Taking {
+    requests: window::Consumer<Requests>,
     frame: Vec<u8>,
-    began_ns: u64,
+}
+
+#[derive(Debug)]
+struct Answering {
+    replies: ring::Producer<Replies>,
+    returns: ring::Consumer<Returns>,
+    frame: Vec<u8>,
+}
+
+/// A job that runs. Filled by the thread that takes calls, emptied by the one that answers.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Its number plus one; 0 while there is none.
+    job: AtomicU64,
+    began_ns: AtomicU64,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks panics half-way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Worker {
@@ -84,41 +115,42 @@ impl Worker {
         let lane = Lane::of(lane)?;
         reached(Step::Opened);
         Ok(Self {
-            requests: window::Consumer::new(lane.requests()),
-            replies: ring::Producer::new(lane.replies()),
-            returns: ring::Consumer::new(lane.returns()),
+            taking: Mutex::new(Taking {
+                requests: window::Consumer::new(lane.requests()),
+                frame: Vec::new(),
+            }),
+            answering: Mutex::new(Answering {
+                replies: ring::Producer::new(lane.replies()),
+                returns: ring::Consumer::new(lane.returns()),
+                frame: Vec::new(),
+            }),
             results: Arc::new(Arena::new(Arc::clone(lane.mapping()), ARENA as u64)),
             arguments: Arc::new(arguments),
             doorbell,
             released: Arc::default(),
-            frame: Vec::new(),
-            began_ns: 0,
+            slots: (0..MOST_WIDTH).map(|_| Slot::default()).collect(),
             lane,
         })
     }
 
-    /// Whether [`Self::take`] would return at once.
-    pub fn has_call(&self) -> bool {
-        self.requests.has_frame()
-    }
-
     /// Waits for a call: looks again for a moment, then sleeps. May return without one, after a signal for instance.
-    pub fn wait(&mut self) -> io::Result<()> {
+    pub fn wait(&self) -> io::Result<()> {
+        let taking = locked(&self.taking);
         for _ in 0..SPINS {
-            if self.has_call() {
+            if taking.requests.has_frame() {
                 return Ok(());
             }
             std::hint::spin_loop();
         }
         let released = self.released.take();
         if !released.is_empty() {
-            self.push(&Reply::Released { released })?;
+            self.push(&mut locked(&self.answering), &Reply::Released { released })?;
             reached(Step::Released);
         }
         let bell = &self.lane.control().worker_bell;
         bell.announce();
         reached(Step::Asleep);
-        if !self.has_call() {
+        if !taking.requests.has_frame() {
             futex::wait(bell.word(), ASLEEP, None);
         }
         bell.withdraw();
@@ -127,17 +159,17 @@ impl Worker {
     }
 
     /// Claims the oldest call and marks it as begun; `None` if there is none.
-    pub fn take(&mut self) -> io::Result<Option<Call>> {
-        let claim = self.requests.claim();
+    pub fn take(&self) -> io::Result<Option<Call>> {
+        let mut taking = locked(&self.taking);
+        let Taking { requests, frame } = &mut *taking;
+        let claim = requests.claim();
         let Some(claim) = claim.map_err(|_| io::ErrorKind::InvalidData)? else {
             return Ok(None);
         };
         reached(Step::Claimed);
-        claim
-            .read(&mut self.frame)
-            .map_err(|_| io::ErrorKind::InvalidData)?;
+        claim.read(frame).map_err(|_| io::ErrorKind::InvalidData)?;
         reached(Step::Read);
-        let request = Request::decode(&self.frame).map_err(|_| io::ErrorKind::InvalidData)?;
+        let request = Request::decode(frame).map_err(|_| io::ErrorKind::InvalidData)?;
         let Request::Call {
             job,
             slot,
@@ -165,48 +197,60 @@ impl Worker {
             arguments: bytes(arguments)?,
             buffers: buffers.into_iter().map(bytes).collect::<io::Result<_>>()?,
         };
-        self.began_ns = monotonic_ns();
-        self.lane.begin(job, self.began_ns);
+        self.begin(job)?;
         reached(Step::Begun);
         Ok(Some(call))
     }
 
+    fn begin(&self, job: JobId) -> io::Result<()> {
+        // Acquire: whoever emptied the slot has also said so in the lane.
+        let free = |slot: &Slot| slot.job.load(Ordering::Acquire) == 0;
+        let at = self.slots.iter().position(free);
+        // No pool sends more than it knows to fit.
+        let at = at.ok_or(io::ErrorKind::InvalidData)?;
+        let now_ns = monotonic_ns();
+        let slot = &self.slots[at];
+        slot.began_ns.store(now_ns, Ordering::Relaxed);
+        slot.job.store(job.wrapping_add(1), Ordering::Release);
+        self.lane.begin(at, job, now_ns);
+        Ok(())
+    }
+
     /// Tells the pool that this worker takes jobs.
-    pub fn ready(&mut self) -> io::Result<()> {
-        self.lane.end();
-        self.push(&Reply::Ready)?;
+    pub fn ready(&self) -> io::Result<()> {
+        self.lane.end(0);
+        self.push(&mut locked(&self.answering), &Reply::Ready)?;
         reached(Step::Ready);
         Ok(())
     }
 
     /// Tells the pool that no worker can be used; `text` is the traceback of the initializer.
-    pub fn unusable(&mut self, text: &[u8]) -> io::Result<()> {
-        let text = &text[..text.len().min(INLINE_MOST)];
-        self.push(&Reply::Unusable {
-            text: Piece::Inline(text),
-        })
+    pub fn unusable(&self, text: &[u8]) -> io::Result<()> {
+        let text = Piece::Inline(&text[..text.len().min(INLINE_MOST)]);
+        self.push(&mut locked(&self.answering), &Reply::Unusable { text })
     }
 
     /// Publishes the answer of `job`. An error of kind `OutOfMemory` means that it was not published for lack of room
     /// in shared memory; every other one that the pool cannot be reached.
     pub fn answer(
-        &mut self,
+        &self,
         job: JobId,
         status: Status,
         payload: &[u8],
         buffers: &[&[u8]],
     ) -> io::Result<()> {
+        let holds = |slot: &Slot| slot.job.load(Ordering::Acquire) == job.wrapping_add(1);
+        let at = self.slots.iter().position(holds);
+        let at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        let slot = &self.slots[at];
         // A job that wrote over the lane may have written over the bells, too: better to leave than not to be heard.
-        if self
-            .lane
-            .running()
-            .is_none_or(|(running, _)| running != job)
-        {
+        if !matches!(self.lane.slot(at), Running::Job { job: running, .. } if running == job) {
             return Err(io::ErrorKind::InvalidData.into());
         }
         reached(Step::Ran);
-        let run_ns = monotonic_ns().saturating_sub(self.began_ns);
-        self.collect_returns()?;
+        let run_ns = monotonic_ns().saturating_sub(slot.began_ns.load(Ordering::Relaxed));
+        let mut answering = locked(&self.answering);
+        self.collect_returns(&mut answering)?;
         let mut room = INLINE_MOST;
         let mut stored = Vec::new();
         let results = Arc::clone(&self.results);
@@ -254,24 +298,23 @@ impl Worker {
                 .collect(),
             released: self.released.take(),
         };
-        self.push(&reply)?;
+        self.push(&mut answering, &reply)?;
         reached(Step::Rung);
-        self.lane.end();
+        drop(answering);
+        self.lane.end(at);
+        slot.job.store(0, Ordering::Release);
         reached(Step::Ended);
         Ok(())
     }
 
     /// Frees the pieces of results that the pool does not use any more.
-    fn collect_returns(&mut self) -> io::Result<()> {
-        while self.returns.has_frame() {
-            if !self
-                .returns
-                .pop(&mut self.frame)
-                .map_err(|_| io::ErrorKind::InvalidData)?
-            {
+    fn collect_returns(&self, answering: &mut Answering) -> io::Result<()> {
+        let Answering { returns, frame, .. } = answering;
+        while returns.has_frame() {
+            if !returns.pop(frame).map_err(|_| io::ErrorKind::InvalidData)? {
                 break;
             }
-            if let Ok(offset) = self.frame[..].try_into() {
+            if let Ok(offset) = frame[..].try_into() {
                 self.results.release(u64::from_le_bytes(offset));
             }
         }
@@ -279,17 +322,18 @@ impl Worker {
     }
 
     /// Publishes one frame, waiting for room, and wakes the pool if it sleeps.
-    fn push(&mut self, reply: &Reply<'_>) -> io::Result<()> {
-        self.frame.clear();
-        reply.encode(&mut self.frame);
+    fn push(&self, answering: &mut Answering, reply: &Reply<'_>) -> io::Result<()> {
+        let Answering { replies, frame, .. } = answering;
+        frame.clear();
+        reply.encode(frame);
         loop {
-            match self.replies.push(&[&self.frame]) {
+            match replies.push(&[frame]) {
                 Ok(()) => break,
                 Err(ring::PushError::Full) => {
                     let bell = &self.lane.control().room_bell;
                     bell.announce();
                     // A second look, after the announcement: the pool may have made room just before.
-                    let pushed = self.replies.push(&[&self.frame]);
+                    let pushed = replies.push(&[frame]);
                     if pushed == Err(ring::PushError::Full) {
                         futex::wait(bell.word(), ASLEEP, None);
                     }
