@@ -6,12 +6,14 @@ import asyncio
 import concurrent.futures
 import gc
 import itertools
+import os
 import sys
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -321,3 +323,127 @@ def test_the_window_grows_for_short_jobs_and_not_for_long_ones() -> None:
         for _ in zip(range(40), ex.map(lambda _: time.sleep(0.02), long), strict=False):
             pass
         assert long.taken <= 40 + 9
+
+
+@pytest.fixture
+def processes() -> Iterator[plait.Executor]:
+    with plait.Executor("processes", 2) as executor:
+        yield executor
+
+
+def touch(path: str) -> str:
+    Path(path).touch()
+    return path
+
+
+def test_no_item_waits_for_the_input_after_it(processes: plait.Executor, tmp_path: Path) -> None:
+    def inputs() -> Iterator[str]:
+        for at in range(40):
+            yield str(tmp_path / str(at))
+            # Every item has run before there is another input: none waits for company.
+            limit = time.monotonic() + 30
+            while not (tmp_path / str(at)).exists():
+                assert time.monotonic() < limit, f"item {at} waits"
+                time.sleep(0.001)
+
+    assert list(processes.map(touch, inputs(), buffersize=40)) == [
+        str(tmp_path / str(at)) for at in range(40)
+    ]
+
+
+def exit_at_two(x: int) -> int:
+    if x == 2:
+        os._exit(3)
+    return x
+
+
+def exit_once(path: str) -> str:
+    if not Path(path).exists():
+        Path(path).touch()
+        os._exit(3)
+    return path
+
+
+def test_a_worker_that_dies_costs_one_item(processes: plait.Executor, tmp_path: Path) -> None:
+    results = processes.map(exit_at_two, range(5), buffersize=5)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(plait.WorkerDied, match="exit_at_two"):
+        next(results)
+    assert list(results) == []
+    paths = [str(tmp_path / str(at)) for at in range(5)]
+    assert list(processes.map(exit_once, paths, retries=1, ordered=True)) == paths
+
+
+def test_a_timeout_is_for_each_item(processes: plait.Executor) -> None:
+    results = processes.options(timeout=2.0).map(nap, [0.0, 30.0, 0.0])
+    assert next(results) == 0.0
+    with pytest.raises(plait.TaskTimeout):
+        next(results)
+
+
+def add_one(things: list[int]) -> int:
+    things.append(1)
+    return len(things)
+
+
+def test_items_share_nothing(processes: plait.Executor) -> None:
+    thing: list[int] = []
+    assert list(processes.map(add_one, [thing] * 50)) == [1] * 50
+
+
+def test_an_argument_that_cannot_be_pickled_fails_in_its_turn(processes: plait.Executor) -> None:
+    results = processes.map(repr, [1, threading.Lock(), 2])
+    assert next(results) == "1"
+    with pytest.raises(TypeError, match=r"repr cannot be sent .* argument 1"):
+        next(results)
+    assert list(results) == []
+
+
+PLAIN = [
+    *(
+        0,
+        1,
+        -1,
+        255,
+        256,
+        65535,
+        65536,
+        -(2**31),
+        2**31,
+        2**63 - 1,
+        -(2**63),
+        2**63,
+        2**200,
+        True,
+        False,
+        None,
+    ),
+    *(0.0, -1.5, float("inf"), 1e300, "", "a", "é" * 127, "x" * 255, "x" * 256, "\udc80", b"", b"y" * 255),
+    *(b"z" * 300, (), (1,), (1, 2), (1, "b", None), (1, 2, 3, 4), ((1,),), [1], {"a": 1}),
+]
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def test_values_come_back_as_they_went(processes: plait.Executor) -> None:
+    back = list(processes.map(same, PLAIN))
+    assert back == PLAIN
+    assert list(map(type, back)) == list(map(type, PLAIN))
+    assert list(processes.map(max, range(9), range(8, -1, -1), [4] * 9)) == [8, 7, 6, 5, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_fork_cannot_go_on_with_a_map(processes: plait.Executor) -> None:
+    results = processes.map(double, range(1000))
+    assert next(results) == 0
+    child = os.fork()
+    if child == 0:
+        try:
+            list(results)
+        except RuntimeError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert list(results) == [2 * x for x in range(1, 1000)]

@@ -15,6 +15,7 @@ from plait._exit import LOOK_SECONDS
 from plait._job import JobOptions, Pool, job_name
 
 if TYPE_CHECKING:
+    from plait._rust import MapItems
     from plait.progress import Bar
 
 T = TypeVar("T")
@@ -39,9 +40,9 @@ class Window:
         self._counted = 0
         self._since = monotonic()
 
-    def one_more_result(self) -> None:
-        """Count a result; once per windowful, look at the clock and fit the window to the pace."""
-        self._counted += 1
+    def more_results(self, count: int = 1) -> None:
+        """Count results; once per windowful, look at the clock and fit the window to the pace."""
+        self._counted += count
         if self._fixed or self._counted < self.size:
             return
         now = monotonic()
@@ -137,7 +138,7 @@ class Feed:
                         _reraise(error)
                 else:
                     yield take(deadline)
-                self._window.one_more_result()
+                self._window.more_results()
             if self._input_error is not None:
                 _reraise(self._input_error)
             if self._bar is not None:
@@ -182,15 +183,99 @@ class Feed:
             self._bar.close()
 
     def __del__(self) -> None:
-        # concurrent.futures would have run every input: a program that relied on that must be told.
         if self.submitted and not self._started and not self._exhausted:
-            name = job_name(self._fn, self._options)
-            warnings.warn(
-                f"map({name}, ...) was dropped before anybody iterated over it, so only its first "
-                f"{self.submitted} jobs run. It is lazy: iterate over it to run the rest.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            _warn_dropped(job_name(self._fn, self._options), self.submitted)
+
+
+class ItemFeed:
+    """As `Feed`, for a pool that takes the items of a map many at a time. For one thread at a time."""
+
+    def __init__(
+        self,
+        items: MapItems,
+        name: str,
+        inputs: Iterator[tuple[Any, ...]],
+        window: Window,
+        bar: Bar | None,
+    ) -> None:
+        self._items = items
+        self._name = name
+        self._inputs = inputs
+        self._window = window
+        self._bar = bar
+        if bar is not None:
+            bar.follow(items.completed)
+        self._out = 0  # submitted and not given out
+        self._end: Exception | bool | None = None  # why no more inputs come
+        self._started = False
+        self.submitted = 0
+        """How many jobs there were so far."""
+
+    def fill(self) -> None:
+        """Submit until the window is full, the inputs end, or results that are there have waited long enough.
+
+        An exception of the input iterator is kept until the results of the inputs before it have been given
+        out.
+        """
+        room = self._window.size - self._out
+        if room > 0 and self._end is None:
+            taken, self._end = self._items.fill(self._inputs, room)
+            self._out += taken
+            self.submitted += taken
+
+    def results(self, deadline: float | None) -> Generator[Any, None, None]:
+        """Give the results. Whatever ends this (the last one, an error, ``close``) cancels what is out."""
+        self._started = True
+        take, window, bar = self._items.take, self._window, self._bar
+        try:
+            self.fill()
+            while self._out:
+                values = take(None if deadline is None else deadline - monotonic())
+                if bar is not None:
+                    bar.look()
+                values.reverse()
+                # Filling a window takes a moment: a large one is filled when there is some room in it.
+                step = 1 + window.size // 8
+                given = 0
+                while values:
+                    # No local name holds a result here: what was given out belongs to the consumer alone.
+                    yield values.pop()
+                    given += 1
+                    if given == step or not values:
+                        self._out -= given
+                        window.more_results(given)
+                        given = 0
+                        self.fill()
+            if isinstance(self._end, Exception):
+                _reraise(self._end)
+            if bar is not None:
+                bar.close(completed=self.submitted)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Cancel what is still out; end the bar, which may say that it was stopped."""
+        self._end, self._out = True, 0
+        self._items.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def __del__(self) -> None:
+        if self.submitted and not self._started and self._end is None:
+            _warn_dropped(self._name, self.submitted)
+
+
+def _warn_dropped(name: str, submitted: int) -> None:
+    """Say that a map was dropped.
+
+    concurrent.futures would have run every input: a program that relied on that must be told.
+    """
+    warnings.warn(
+        f"map({name}, ...) was dropped before anybody iterated over it, so only its first "
+        f"{submitted} jobs run. It is lazy: iterate over it to run the rest.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 class Results(Iterator[T]):
@@ -198,7 +283,7 @@ class Results(Iterator[T]):
 
     __slots__ = ("_feed", "_results")
 
-    def __init__(self, feed: Feed, deadline: float | None) -> None:
+    def __init__(self, feed: Feed | ItemFeed, deadline: float | None) -> None:
         self._feed = feed
         self._results = feed.results(deadline)
 

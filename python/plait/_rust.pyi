@@ -1,6 +1,6 @@
 # The types of the compiled module `plait._rust`, held to it by stubtest.
 import concurrent.futures
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, final
 
 from typing_extensions import Buffer, disjoint_base
@@ -12,6 +12,7 @@ __all__ = [
     "Function",
     "Future",
     "Listener",
+    "MapItems",
     "ProcessPool",
     "SharedBuffer",
     "ThreadPool",
@@ -135,6 +136,13 @@ class Listener:
     def expected(self) -> int: ...
 
 @final
+class MapItems:
+    def fill(self, inputs: Iterator[tuple[Any, ...]], room: int) -> tuple[int, Exception | bool | None]: ...
+    def take(self, timeout: float | None) -> list[Any]: ...
+    def completed(self) -> int: ...
+    def close(self) -> None: ...
+
+@final
 class ProcessPool:
     def __new__(
         cls,
@@ -157,6 +165,16 @@ class ProcessPool:
         retries: int,
     ) -> Any: ...
     def set_width(self, width: int) -> None: ...
+    def map_items(
+        self,
+        function: Function,
+        name: Any,
+        timeout: float | None,
+        retries: int,
+        ordered: bool,
+        pickle: Callable[[tuple[Any, ...]], tuple[bytes, Sequence[Buffer]]],
+        refuse: Callable[[tuple[Any, ...], Exception], BaseException],
+    ) -> MapItems: ...
     def shut_down(self, cancel: bool) -> None: ...
     def terminate(self) -> None: ...
     def wait_closed(self) -> None: ...

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, job_name
-from plait._map import Chunk, Feed, Results, Window
+from plait._map import Chunk, Feed, ItemFeed, Results, Window
 
 if TYPE_CHECKING:
     from plait.auto import Decision
@@ -224,16 +224,19 @@ class Executor(concurrent.futures.Executor):
 
             bar = Bar(job_name(fn, options), length)
         deadline = None if timeout is None else timeout + monotonic()
-        feed = Feed(
-            self._submit,
-            work,
-            zip(*iterables, strict=False),
-            options,
-            Window(buffersize, self._pool),
-            chunksize=chunksize,
-            ordered=self._map_options.ordered if ordered is None else ordered,
-            bar=bar,
-        )
+        inputs = zip(*iterables, strict=False)
+        window = Window(buffersize, self._pool)
+        if ordered is None:
+            ordered = self._map_options.ordered
+        map_items = getattr(self._pool, "map_items", None)
+        feed: Feed | ItemFeed
+        if map_items is not None and chunksize == 1:
+            items = map_items(work, options, ordered=ordered)
+            feed = ItemFeed(items, job_name(fn, options), inputs, window, bar)
+        else:
+            feed = Feed(
+                self._submit, work, inputs, options, window, chunksize=chunksize, ordered=ordered, bar=bar
+            )
         feed.fill()
         if announce is not None and not feed.submitted:
             announce(work, 0)

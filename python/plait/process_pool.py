@@ -104,6 +104,20 @@ class ProcessPool:
         )
         return future
 
+    def map_items(self, fn: Callable[..., Any], options: JobOptions, *, ordered: bool) -> _rust.MapItems:
+        """A way for the items of a map: many cross at a time, and each is a job of its own.
+
+        Raises TypeError if `fn` cannot be pickled. `fn` is pickled once, now: it comes from `freeze`.
+        """
+
+        def refuse(args: tuple[Any, ...], error: Exception) -> BaseException:
+            return refusal(fn, args, {}, options, error)
+
+        function = self._functions.find(fn)
+        return self._core.map_items(
+            function, options.name or fn, options.timeout, options.retries, ordered, _serialize.dumps, refuse
+        )
+
     def freeze(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Pickle `fn` now, for any number of jobs: `submit` takes what this returns in its place.
 
@@ -270,14 +284,25 @@ def refused(
     error: Exception,
 ) -> Future[Any]:
     """A future that has failed because the call could not be pickled."""
-    fn = fn.function if isinstance(fn, _Frozen) else fn
-    refusal = ArgumentNotPicklable(_serialize.describe_call(fn, args, kwargs, job_name(fn, options)))
-    # Its traceback would keep the arguments alive, and the text says all.
-    refusal.__cause__ = error.with_traceback(None)
     future = RefusedFuture()
     future.set_running_or_notify_cancel()
-    future.set_exception(refusal)
+    future.set_exception(refusal(fn, args, kwargs, options, error))
     return future
+
+
+def refusal(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: JobOptions,
+    error: Exception,
+) -> ArgumentNotPicklable:
+    """What a job fails with whose call could not be pickled."""
+    fn = fn.function if isinstance(fn, _Frozen) else fn
+    found = ArgumentNotPicklable(_serialize.describe_call(fn, args, kwargs, job_name(fn, options)))
+    # Its traceback would keep the arguments alive, and the text says all.
+    found.__cause__ = error.with_traceback(None)
+    return found
 
 
 def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes | None:

@@ -36,6 +36,7 @@ class Bar:
         self.began = monotonic()
         self._lock = threading.Lock()
         self._closed = False
+        self._completed: Callable[[], int] | None = None
         self._view: _View = _make_view(self)
         self._count_one: Callable[[Future[Any]], None] = self.counter(1)
 
@@ -53,6 +54,22 @@ class Bar:
 
         return count
 
+    def follow(self, completed: Callable[[], int]) -> None:
+        """Take the count from somebody who counts anyway, instead of from callbacks."""
+        self._completed = completed
+
+    def look(self) -> None:
+        """There may be more done."""
+        with self._lock:
+            if not self._closed:
+                self._view.advanced()
+
+    def count(self) -> int:
+        """How many inputs are finished."""
+        if self._completed is not None and not self._closed:
+            self.done = self._completed()
+        return self.done
+
     def close(self, completed: int | None = None) -> None:
         """Draw for the last time. ``completed`` says that all is done, and how many inputs that were.
 
@@ -61,6 +78,7 @@ class Bar:
         with self._lock:
             if self._closed:
                 return
+            self.count()
             self._closed = True
             if completed is not None:
                 self.done = completed
@@ -69,7 +87,7 @@ class Bar:
     def describe(self, *, ended: bool | None = None) -> str:
         """The state in words; ``ended``: None while it runs, else whether it was completed."""
         elapsed = max(monotonic() - self.began, 1e-9)
-        done, total = self.done, self.total
+        done, total = self.count(), self.total
         pace = done / elapsed
         count = f"{done}" if total is None else f"{done} of {total}"
         if ended is not None:
@@ -200,7 +218,7 @@ class _Terminal:
     def look(self, display: Progress) -> None:
         """Bring the rows up to date; called by the display before it draws."""
         for bar, row in list(self._rows.items()):
-            display.update(row, completed=bar.done)
+            display.update(row, completed=bar.count())
 
     def _stop(self) -> None:
         display, self._display = self._display, None

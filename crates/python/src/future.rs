@@ -862,7 +862,7 @@ fn logger(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     LOGGER.import(py, "concurrent.futures._base", "LOGGER")
 }
 
-fn cancelled_error(py: Python<'_>) -> PyErr {
+pub(crate) fn cancelled_error(py: Python<'_>) -> PyErr {
     static CANCELLED_ERROR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     match CANCELLED_ERROR.import(py, "concurrent.futures._base", "CancelledError") {
         Ok(kind) => PyErr::from_type(kind.clone(), ()),

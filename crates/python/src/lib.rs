@@ -4,6 +4,8 @@ use pyo3::prelude::*;
 mod callback;
 mod choose;
 mod future;
+mod map_items;
+mod plain;
 mod process_pool;
 mod shared_memory;
 mod thread_pool;
@@ -15,6 +17,8 @@ mod _rust {
     use super::choose::choose;
     #[pymodule_export]
     use super::future::Future;
+    #[pymodule_export]
+    use super::map_items::MapItems;
     #[pymodule_export]
     use super::process_pool::{Function, Listener, ProcessPool, Worker, die_with_parent};
     #[pymodule_export]

@@ -24,6 +24,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyType};
 
 use crate::future::{Future, Help};
+use crate::map_items::MapItems;
+use crate::plain;
 use crate::shared_memory::{Contiguous, adopt, list_of_buffers, to_python};
 use crate::waiting::Wake;
 
@@ -33,7 +35,7 @@ const FOR_EVER: f64 = 1e11;
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(40);
 
 /// What is wanted back with a job's outcome.
-struct Handed {
+pub(crate) struct Handed {
     future: Py<Future>,
     /// The job's name, or the function to take it from.
     name: Py<PyAny>,
@@ -47,15 +49,16 @@ impl Handle for Handed {
 }
 
 /// Resolves futures on the collector's thread.
-struct Resolver {
+pub(crate) struct Resolver {
     exception_of: Option<Py<PyAny>>,
 }
 
 impl Resolver {
-    fn value(
+    pub(crate) fn value(
         &self,
         py: Python<'_>,
-        handed: &Handed,
+        name: &Py<PyAny>,
+        timeout: Option<Duration>,
         outcome: Outcome,
     ) -> PyResult<Result<Py<PyAny>, Py<PyAny>>> {
         let lost = |kind: &str, pid: u32, end: ProcessEnd, text: &str| {
@@ -64,8 +67,8 @@ impl Resolver {
                 ProcessEnd::Killed(signal) => (None, Some(signal)),
                 ProcessEnd::Unknown => (None, None),
             };
-            let timeout = handed.timeout.map(|limit| limit.as_secs_f64());
-            let arguments = (kind, &handed.name, pid, exitcode, signal, timeout, text);
+            let timeout = timeout.map(|limit| limit.as_secs_f64());
+            let arguments = (kind, name, pid, exitcode, signal, timeout, text);
             match &self.exception_of {
                 Some(exception_of) => exception_of.call1(py, arguments),
                 None => Err(PyRuntimeError::new_err("the pool is closed")),
@@ -89,7 +92,7 @@ impl Resolver {
             } => {
                 let payload = to_python(py, payload, false)?;
                 let load = py.import("plait._serialize")?.getattr("loads_exception")?;
-                load.call1((payload, list_of_buffers(py, buffers)?, &handed.name))
+                load.call1((payload, list_of_buffers(py, buffers)?, name))
                     .map(|error| Err(error.unbind()))
             }
             Outcome::Answer {
@@ -134,7 +137,7 @@ impl Resolver {
             Future::give_up(future);
             return Wake::default();
         }
-        let outcome = match self.value(py, &handed, outcome) {
+        let outcome = match self.value(py, &handed.name, handed.timeout, outcome) {
             Ok(outcome) => outcome,
             // Unpickling runs the user's code, which may raise: that is the job's outcome then.
             Err(error) => Err(error.into_value(py).into_any()),
@@ -145,6 +148,11 @@ impl Resolver {
 
 fn loads(py: Python<'_>, payload: Bytes, buffers: Vec<Bytes>) -> PyResult<Py<PyAny>> {
     static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if let Bytes::Inline(pickle) = &payload
+        && let Some(value) = plain::read(py, pickle)
+    {
+        return Ok(value.unbind());
+    }
     let loads = LOADS.import(py, "pickle", "loads")?;
     let payload = to_python(py, payload, false)?;
     if buffers.is_empty() {
@@ -186,9 +194,9 @@ impl Drop for Resolver {
 }
 
 /// Lets a thread in `result()` hear workers itself.
-struct PoolHelper {
+pub(crate) struct PoolHelper {
     pool: Helper<Handed>,
-    resolver: Arc<Resolver>,
+    pub(crate) resolver: Arc<Resolver>,
     /// A `Listener`.
     listener: Py<PyAny>,
 }
@@ -295,8 +303,8 @@ pub struct Function {
 /// A pool of worker processes. `plait.process_pool.ProcessPool` is its face.
 #[pyclass(frozen, module = "plait._rust")]
 pub struct ProcessPool {
-    inner: EnginePool<Handed>,
-    helper: Arc<PoolHelper>,
+    pub(crate) inner: EnginePool<Handed>,
+    pub(crate) helper: Arc<PoolHelper>,
     future_type: Py<PyType>,
 }
 
@@ -320,6 +328,29 @@ fn to_duration(seconds: Option<f64>) -> PyResult<Option<Duration>> {
 }
 
 impl ProcessPool {
+    /// A call's pickle and buffers, where workers find them.
+    pub(crate) fn payloads(
+        &self,
+        py: Python<'_>,
+        payload: &[u8],
+        buffers: &[Bound<'_, PyAny>],
+    ) -> PyResult<(Payload, Vec<Payload>)> {
+        let mut room = EnginePool::<Handed>::INLINE_ROOM / 2;
+        let arguments = self
+            .inner
+            .payload(payload, &mut room)
+            .ok_or_else(|| self.no_room(py))?;
+        let buffers: PyResult<Vec<Payload>> = buffers
+            .iter()
+            .map(|buffer| {
+                let buffer = Contiguous::get(buffer)?;
+                let payload = self.inner.payload(buffer.bytes(), &mut room);
+                payload.ok_or_else(|| self.no_room(py))
+            })
+            .collect();
+        Ok((arguments, buffers?))
+    }
+
     /// Why there is no place for a payload.
     fn no_room(&self, py: Python<'_>) -> PyErr {
         match self.inner.forked() {
@@ -401,23 +432,11 @@ impl ProcessPool {
         retries: u32,
     ) -> PyResult<Bound<'py, Future>> {
         let timeout = to_duration(timeout)?;
-        let mut room = EnginePool::<Handed>::INLINE_ROOM / 2;
-        let arguments = self
-            .inner
-            .payload(payload, &mut room)
-            .ok_or_else(|| self.no_room(py))?;
-        let buffers: PyResult<Vec<Payload>> = buffers
-            .iter()
-            .map(|buffer| {
-                let buffer = Contiguous::get(buffer)?;
-                let payload = self.inner.payload(buffer.bytes(), &mut room);
-                payload.ok_or_else(|| self.no_room(py))
-            })
-            .collect();
+        let (arguments, buffers) = self.payloads(py, payload, &buffers)?;
         let job = Job {
             function: Arc::clone(&function.get().inner),
             arguments,
-            buffers: buffers?,
+            buffers,
             timeout,
             retries,
         };
@@ -439,6 +458,29 @@ impl ProcessPool {
     /// From now on each worker is given up to `width` jobs at once, within what the pool was made for.
     fn set_width(&self, py: Python<'_>, width: usize) {
         py.detach(|| self.inner.set_width(width));
+    }
+
+    /// A way for the items of a map. `pickle` gives the pickle and the buffers of a tuple of arguments; `refuse` the
+    /// exception for arguments that it raised one for.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is one thing that is known of the map"
+    )]
+    fn map_items(
+        slf: &Bound<'_, Self>,
+        function: &Bound<'_, Function>,
+        name: Py<PyAny>,
+        timeout: Option<f64>,
+        retries: u32,
+        ordered: bool,
+        pickle: Py<PyAny>,
+        refuse: Py<PyAny>,
+    ) -> PyResult<MapItems> {
+        let function = Arc::clone(&function.get().inner);
+        let timeout = to_duration(timeout)?;
+        Ok(MapItems::new(
+            slf, function, name, timeout, retries, ordered, pickle, refuse,
+        ))
     }
 
     /// No more jobs; with `cancel`, those that were not sent are cancelled.
@@ -471,7 +513,7 @@ impl ProcessPool {
     }
 }
 
-fn refusal(py: Python<'_>, refused: Refused) -> PyErr {
+pub(crate) fn refusal(py: Python<'_>, refused: Refused) -> PyErr {
     match refused {
         Refused::ShutDown => PyRuntimeError::new_err("cannot schedule new futures after shutdown"),
         Refused::Unusable(text) => {

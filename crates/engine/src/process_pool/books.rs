@@ -6,10 +6,13 @@ use std::os::fd::AsFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use plait_sync::parker::Unparker;
+
 use super::fault::{Step, reached};
 use super::link::{Job, Link, Sending};
 use super::outcome::{Handle, Outcome, ProcessEnd, Settings};
 use super::state::{Action, Cause, Event, JobId, Supervisor, WorkerId};
+use super::stream::{Owner, Stream};
 use super::zygote::{Launch, Zygote};
 use crate::number_map::NumberMap;
 use crate::shared_memory::Arena;
@@ -21,7 +24,7 @@ const LARGEST_ARENA: usize = 64 << 30;
 
 /// A job that has not ended.
 pub(super) struct Entry<H> {
-    pub(super) handle: H,
+    pub(super) owner: Owner<H>,
     pub(super) job: Job,
     pub(super) started: bool,
 }
@@ -35,6 +38,10 @@ pub(super) struct State<H> {
     pub(super) zygote: Option<Arc<Zygote>>,
     /// Ended jobs, until the collector delivers them.
     pub(super) outbox: Vec<(H, Outcome)>,
+    /// Maps that may have items to queue.
+    pub(super) streams: Vec<Arc<Stream>>,
+    /// Threads to be woken once the lock is free.
+    pub(super) sleepers: Vec<Unparker>,
     /// How many jobs that have not ended have a timeout.
     pub(super) timed: usize,
     /// Why workers cannot be used.
@@ -107,6 +114,8 @@ impl<H: Handle> Shared<H> {
             links: NumberMap::default(),
             zygote: None,
             outbox: Vec::new(),
+            streams: Vec::new(),
+            sleepers: Vec::new(),
             timed: 0,
             unusable: String::new(),
             plumbing: Some(plumbing),
@@ -131,6 +140,38 @@ impl<H: Handle> Shared<H> {
     pub(super) fn lock(&self) -> MutexGuard<'_, State<H>> {
         // A panic under the lock would be a defect of the engine; the books are then still the best there is.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a job.
+    pub(super) fn enter(&self, state: &mut State<H>, owner: Owner<H>, job: Job) {
+        let (id, retries) = (state.next_job, job.retries);
+        state.next_job += 1;
+        state.timed += usize::from(job.timeout.is_some());
+        let entry = Entry {
+            owner,
+            job,
+            started: false,
+        };
+        state.entries.insert(id, entry);
+        self.drive(state, Event::Submitted { job: id, retries });
+    }
+
+    /// Queues what maps have in their backlogs.
+    pub(super) fn pull_streams(&self, state: &mut State<H>) {
+        for at in 0..state.streams.len() {
+            let stream = Arc::clone(&state.streams[at]);
+            self.pull(state, &stream);
+        }
+    }
+
+    pub(super) fn pull(&self, state: &mut State<H>, stream: &Arc<Stream>) {
+        for (number, job) in stream.take_backlog() {
+            let stream = Arc::clone(stream);
+            self.enter(state, Owner::Item { stream, number }, job);
+        }
+        if state.supervisor.pending() > 0 {
+            stream.set_patient();
+        }
     }
 
     /// Feeds `event` to the supervisor, carries out what it says, and feeds it what comes of that.
@@ -178,7 +219,7 @@ impl<H: Handle> Shared<H> {
                 let Some(entry) = state.entries.get_mut(&job) else {
                     return;
                 };
-                if !entry.started && !entry.handle.try_start() {
+                if !entry.started && !entry.owner.try_start() {
                     events.push_back(Event::Withdrawn { worker, job });
                     return;
                 }
@@ -284,10 +325,20 @@ impl<H> State<H> {
         }
     }
 
+    /// Whether there is something for the collector to do.
+    pub(super) fn has_news(&self) -> bool {
+        !self.outbox.is_empty() || !self.sleepers.is_empty()
+    }
+
     pub(super) fn finish(&mut self, job: JobId, outcome: Outcome) {
         if let Some(entry) = self.entries.remove(&job) {
             self.timed -= usize::from(entry.job.timeout.is_some());
-            self.outbox.push((entry.handle, outcome));
+            match entry.owner {
+                Owner::Handle(handle) => self.outbox.push((handle, outcome)),
+                Owner::Item { stream, number } => {
+                    self.sleepers.extend(stream.put(number, outcome));
+                }
+            }
         }
     }
 }

@@ -34,10 +34,16 @@ impl<H: Handle> Shared<H> {
             self.hear_workers(&mut state);
             let next_deadline = self.keep_deadlines(&mut state);
             let outcomes = std::mem::take(&mut state.outbox);
-            if !outcomes.is_empty() {
+            let sleepers = std::mem::take(&mut state.sleepers);
+            if !outcomes.is_empty() || !sleepers.is_empty() {
                 drop(state);
-                reached(Step::Delivering);
-                sink.deliver(outcomes);
+                for sleeper in sleepers {
+                    sleeper.unpark();
+                }
+                if !outcomes.is_empty() {
+                    reached(Step::Delivering);
+                    sink.deliver(outcomes);
+                }
                 continue;
             }
             if state.closing {
@@ -67,7 +73,7 @@ impl<H: Handle> Shared<H> {
         for _ in 0..spins {
             // A caller holding the lock is submitting, and will be heard of through its job.
             if let Ok(state) = self.state.try_lock()
-                && (!state.outbox.is_empty() || state.links.values().any(Link::has_reply))
+                && (state.has_news() || state.links.values().any(Link::has_reply))
             {
                 return;
             }
@@ -80,7 +86,7 @@ impl<H: Handle> Shared<H> {
         if !heard {
             state.links.values().for_each(Link::announce_sleep);
         }
-        let ready = !state.outbox.is_empty()
+        let ready = state.has_news()
             || state.closing
             || (!heard && !listening && state.links.values().any(Link::has_reply));
         let zygote = state.zygote.clone();
@@ -124,6 +130,7 @@ impl<H: Handle> Shared<H> {
         for worker in workers {
             self.hear_worker(state, worker);
         }
+        self.pull_streams(state);
     }
 
     /// Hears all that one worker has said so far, up to a bound: others want to be heard, too.

@@ -62,7 +62,7 @@ impl<H: Handle> Helper<H> {
         if state.helpers == 0 {
             state.links.values().for_each(Link::announce_sleep);
         }
-        if !state.outbox.is_empty() || state.links.values().any(Link::has_reply) {
+        if state.has_news() || state.links.values().any(Link::has_reply) {
             state.wake_collector();
         }
         found

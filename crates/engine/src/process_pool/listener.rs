@@ -66,7 +66,7 @@ impl<H: Handle> Listener<H> {
             .into_iter()
             .partition(|(handle, _)| wanted(handle));
         state.outbox = others;
-        if !state.outbox.is_empty() {
+        if state.has_news() {
             state.wake_collector();
         }
         found

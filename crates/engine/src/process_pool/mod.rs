@@ -15,6 +15,7 @@ mod outcome;
 mod pool;
 pub mod protocol;
 pub mod state;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -25,5 +26,6 @@ pub use link::{Function, Job, Payload};
 pub use listener::Listener;
 pub use outcome::{Deliver, Handle, Outcome, ProcessEnd, Refused, Settings, Statistics};
 pub use pool::ProcessPool;
+pub use stream::Stream;
 pub use worker::{Bytes, Call, Worker};
 pub use zygote::Launch;

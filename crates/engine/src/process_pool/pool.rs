@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::books::{Entry, Plumbing, Shared};
+use super::books::{Plumbing, Shared, State};
 use super::helper::Helper;
 use super::lane::{INLINE_MOST, MOST_WIDTH};
 use super::link::{Function, Job, Payload};
 use super::listener::Listener;
 use super::outcome::{Deliver, Handle, Refused, Settings, Statistics};
 use super::state::Event;
+use super::stream::{Owner, Stream};
 use super::zygote::Launch;
 use crate::sys::process;
 
@@ -87,32 +88,70 @@ impl<H: Handle> ProcessPool<H> {
             return Err((handle, refused));
         }
         let mut state = shared.lock();
-        if !state.supervisor.is_open() {
-            let refused = if state.supervisor.is_unusable() {
-                Refused::Unusable(state.unusable.clone())
-            } else {
-                Refused::ShutDown
-            };
+        if let Err(refused) = Self::check_open(&state) {
             return Err((handle, refused));
         }
-        let (id, retries) = (state.next_job, job.retries);
-        state.next_job += 1;
-        state.timed += usize::from(job.timeout.is_some());
         let timed = job.timeout.is_some();
-        state.entries.insert(
-            id,
-            Entry {
-                handle,
-                job,
-                started: false,
-            },
-        );
-        shared.drive(&mut state, Event::Submitted { job: id, retries });
+        shared.enter(&mut state, Owner::Handle(handle), job);
         // The collector has to know of a new deadline, and of jobs that ended here.
-        if timed || !state.outbox.is_empty() {
+        if timed || state.has_news() {
             state.wake_collector();
         }
         Ok(())
+    }
+
+    /// A stream for the items of a map, whose outcomes it gives in their order, or as they come.
+    pub fn open_stream(&self, ordered: bool) -> Arc<Stream> {
+        let stream = Arc::new(Stream::new(ordered));
+        if self.forked().is_none() {
+            self.shared.lock().streams.push(Arc::clone(&stream));
+        }
+        stream
+    }
+
+    /// One more item of a map. It is queued now, or soon, together with those that follow it.
+    pub fn feed(&self, stream: &Arc<Stream>, job: Job) -> Result<(), Refused> {
+        if let Some(refused) = self.forked() {
+            return Err(refused);
+        }
+        if stream.add(job) {
+            return self.flush(stream);
+        }
+        Ok(())
+    }
+
+    /// Queues all items that were fed; to be called when no more come for now.
+    pub fn flush(&self, stream: &Arc<Stream>) -> Result<(), Refused> {
+        if let Some(refused) = self.forked() {
+            return Err(refused);
+        }
+        let mut state = self.shared.lock();
+        Self::check_open(&state)?;
+        let timed = state.timed;
+        self.shared.pull(&mut state, stream);
+        if state.timed > timed || state.has_news() {
+            state.wake_collector();
+        }
+        Ok(())
+    }
+
+    /// Ends a stream: items that were not sent never run, and what comes of the others is dropped.
+    pub fn close_stream(&self, stream: &Arc<Stream>) {
+        stream.close();
+        if self.forked().is_none() {
+            let mut state = self.shared.lock();
+            state.streams.retain(|other| !Arc::ptr_eq(other, stream));
+        }
+    }
+
+    fn check_open(state: &State<H>) -> Result<(), Refused> {
+        if state.supervisor.is_open() {
+            Ok(())
+        } else if state.supervisor.is_unusable() {
+            Err(Refused::Unusable(state.unusable.clone()))
+        } else {
+            Err(Refused::ShutDown)
+        }
     }
 
     /// Why nothing can be submitted here, if this process is a fork of the pool's.
@@ -139,6 +178,8 @@ impl<H: Handle> ProcessPool<H> {
     fn signal(&self, event: Event) {
         if process::id() == self.shared.owner {
             let mut state = self.shared.lock();
+            // What maps have been given was submitted before this.
+            self.shared.pull_streams(&mut state);
             self.shared.drive(&mut state, event);
             state.wake_collector();
         }
