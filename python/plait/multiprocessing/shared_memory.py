@@ -1,0 +1,5 @@
+"""`multiprocessing.shared_memory`."""
+
+from plait.multiprocessing._standard import fall_back, standard_module
+
+fall_back(globals(), standard_module("shared_memory"))
