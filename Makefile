@@ -12,7 +12,7 @@ CONFORMANCE_PYTHON ?= $(shell scripts/find_conformance_python $(PYTHON))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint rust-test loom loom-mutants python-test stubtest build free-threaded conformance bench clean requirements lint-tools
+.PHONY: help demo test lint rust-test loom loom-mutants python-test stubtest build free-threaded conformance bench faults clean requirements lint-tools
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,9 @@ conformance: ## CPython's own concurrent.futures tests on our executors (needs t
 bench: $(VENV)/bench $(VENV)/built ## ours against the standard pools, pebble and joblib, as ratios
 	$(RUN) benches/thread_pool.py
 	$(RUN) benches/process_pool.py
+
+faults: $(VENV)/built ## ten thousand faults over a hundred thousand tasks: each costs what it may cost (ten minutes)
+	$(RUN) benches/faults.py
 
 clean: ## remove everything that was built or installed here
 	rm -rf target .venv .mypy_cache .ruff_cache .pytest_cache benches/results
