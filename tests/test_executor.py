@@ -18,7 +18,7 @@ import pytest
 
 import plait
 
-MODELS = ["auto", "tasks", "threads", "processes"]
+MODELS = ["auto", "tasks", "threads", "processes", "hybrid"]
 if sys.version_info >= (3, 14):
     MODELS.append("interpreters")
 SHARED_MEMORY = ["tasks", "threads"]

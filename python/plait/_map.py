@@ -54,8 +54,8 @@ class Window:
 
     def _smallest(self) -> int:
         """All workers busy, and slack for a slow one. (``auto`` has other workers once it has decided.)"""
-        workers = self._pool.workers
-        return workers * (4 if workers < 100 else 2)
+        places: int = getattr(self._pool, "places", self._pool.workers)
+        return places * (4 if places < 100 else 2)
 
 
 class Feed:

@@ -9,6 +9,7 @@ from plait._job import JobOptions
 from plait.future import Future as PublicFuture
 
 __all__ = [
+    "MOST_WIDTH",
     "Function",
     "Future",
     "Listener",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 __version__: str
+MOST_WIDTH: int
 
 def choose(
     *,
@@ -148,7 +150,7 @@ class ProcessPool:
         cls,
         workers: int,
         jobs_per_worker: int | None,
-        width: int,
+        width: int | None,
         command: list[str],
         configuration: bytes,
         future_type: type[Future],
@@ -164,7 +166,6 @@ class ProcessPool:
         timeout: float | None,
         retries: int,
     ) -> Any: ...
-    def set_width(self, width: int) -> None: ...
     def map_items(
         self,
         function: Function,

@@ -40,7 +40,7 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, outfit: Outfit) 
         atexit._clear()
         worker = _rust.Worker(lane, arguments, doorbell)
         if _prepare(worker, outfit):
-            server = Server(worker)
+            server = _server(worker, outfit.width)
             os.register_at_fork(after_in_child=server.leave_lane)
             server.serve()
             status = 0
@@ -58,6 +58,14 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, outfit: Outfit) 
             except (AttributeError, OSError, ValueError):
                 continue  # closed, or nobody reads it any more
         os._exit(status)
+
+
+def _server(worker: _rust.Worker, width: int | None) -> Server:
+    if width == 1:
+        return Server(worker)
+    from plait._hybrid_worker import HybridServer
+
+    return HybridServer(worker)
 
 
 def _prepare(worker: _rust.Worker, outfit: Outfit) -> bool:
@@ -120,7 +128,7 @@ class Server:
     def run(self, number: int, definition: Any, payload: Any, buffers: list[Any]) -> Any:
         """Run one call to its value."""
         if definition is not None:
-            self.functions[number] = _load(definition)
+            self.functions[number] = load_function(definition)
         function = self.functions[number]
         arguments = loads(payload, buffers=buffers)
         plain = type(arguments) is tuple  # else a list: the positional ones and the keywords
@@ -184,7 +192,7 @@ class Server:
         self.worker.answer(job, UNPICKLABLE, text.encode("utf-8", "backslashreplace"), [])
 
 
-def _load(definition: Any) -> Callable[..., Any]:
+def load_function(definition: Any) -> Callable[..., Any]:
     """The function that a definition stands for; if it cannot be loaded, one that raises why."""
     try:
         function: Callable[..., Any] = loads(definition)

@@ -58,7 +58,7 @@ def main() -> NoReturn:
         current_process().authkey = configuration["authkey"]
     failure = _preload(configuration["preload"], late, link, configured)
     os.close(configured)
-    outfit = Outfit(failure, late, configuration["initializer"])
+    outfit = Outfit(failure, late, configuration["initializer"], configuration["width"])
     Zygote(socket, int(pool), outfit).serve()
 
 
@@ -138,12 +138,16 @@ def _threads() -> int:
 class Outfit:
     """What every worker of the pool is to begin with."""
 
-    def __init__(self, failure: str | None, late: list[str], initializer: bytes | None) -> None:
+    def __init__(
+        self, failure: str | None, late: list[str], initializer: bytes | None, width: int | None
+    ) -> None:
         self.failure = failure
         """Why no worker can be used."""
         self.late = late
         """Modules to import."""
         self.initializer = initializer
+        self.width = width
+        """How many jobs it runs at once; None for what turns out to be best."""
 
 
 class Zygote:

@@ -31,15 +31,17 @@ _POOLS = {
     "threads": ("plait.thread_pool", "ThreadPool"),
     "processes": ("plait.process_pool", "ProcessPool"),
     "interpreters": ("plait.interpreter_pool", "InterpreterPool"),
+    "hybrid": ("plait.hybrid_pool", "HybridPool"),
 }
 
 # Option of `Executor` -> the models that have it. "auto" has those that only a process can have: it runs jobs
 # in threads and tasks of this process, too, where an initializer would mean something else.
 _FITS = {
-    "initializer": ("threads", "processes"),
-    "initargs": ("threads", "processes"),
-    "max_tasks_per_worker": ("processes", "auto"),
-    "preload": ("processes", "auto"),
+    "initializer": ("threads", "processes", "hybrid"),
+    "initargs": ("threads", "processes", "hybrid"),
+    "max_tasks_per_worker": ("processes", "hybrid", "auto"),
+    "preload": ("processes", "hybrid", "auto"),
+    "width": ("hybrid",),
 }
 
 
@@ -56,16 +58,19 @@ class Executor(concurrent.futures.Executor):
 
     Args:
         model: ``"auto"`` (run the first jobs, measure them, choose, say why in `decision`), ``"tasks"``
-            (coroutines on one event loop), ``"threads"``, ``"processes"`` or ``"interpreters"`` (Python 3.14
-            and later).
+            (coroutines on one event loop), ``"threads"``, ``"processes"``, ``"interpreters"`` (Python 3.14
+            and later) or ``"hybrid"`` (processes that each run many jobs at once, on an event loop and in
+            threads).
         workers: how many jobs run at once. By default: 1000 for tasks, the CPUs this process may use + 4 (at
-            most 32) for threads, the CPUs for processes and interpreters.
+            most 32) for threads, the CPUs for processes, interpreters and the processes of a hybrid.
         initializer: called with ``initargs`` in each thread or worker process before its first job. If it
             raises, every job fails with `concurrent.futures.BrokenExecutor`. Threads and processes only.
         initargs: the arguments of ``initializer``.
         max_tasks_per_worker: after so many jobs a worker process is replaced; by default never.
         preload: names of modules that are imported once, before worker processes are forked, so that they
             have them at once. If one cannot be imported, every job fails with its traceback.
+        width: how many jobs each process of a hybrid runs at once, at most 256; by default as many as bring
+            more results a second.
 
     The last two are for processes; ``"auto"`` takes them for the case that it chooses those.
 
@@ -88,12 +93,14 @@ class Executor(concurrent.futures.Executor):
         initargs: tuple[Any, ...] = (),
         max_tasks_per_worker: int | None = None,
         preload: Sequence[str] = (),
+        width: int | None = None,
     ) -> None:
         given = {
             "initializer": initializer,
             "initargs": initargs,
             "max_tasks_per_worker": max_tasks_per_worker,
             "preload": preload,
+            "width": width,
         }
         self._pool = _make_pool(
             model,
@@ -207,7 +214,7 @@ class Executor(concurrent.futures.Executor):
         chunksize = _count("chunksize", chunksize)
         if buffersize is not None:
             buffersize = _count("buffersize", buffersize)
-        if self.model == "tasks" or options.timeout is not None or options.retries:
+        if self.model in ("tasks", "hybrid") or options.timeout is not None or options.retries:
             chunksize = 1
         work = Chunk(fn, options) if chunksize > 1 else fn
         freeze = getattr(self._pool, "freeze", None)
@@ -318,6 +325,8 @@ def _make_pool(model: str, workers: int | None, options: dict[str, Any]) -> Pool
             raise TypeError(f"the model {model!r} has no option {option!r}: it is for {fits}")
     if "max_tasks_per_worker" in options:
         options["max_tasks_per_worker"] = _count("max_tasks_per_worker", options["max_tasks_per_worker"])
+    if "width" in options:
+        options["width"] = _count("width", options["width"])
     if "preload" in options:
         options["preload"] = _names("preload", options["preload"])
     if model == "interpreters" and sys.version_info < (3, 14):

@@ -48,6 +48,8 @@ class ProcessPool:
 
     model: ClassVar[str] = "processes"
     worker_died: ClassVar[type[WorkerDied]] = WorkerDied
+    _width: int | None = 1
+    """How many jobs a worker runs at once; None for what turns out to be best."""
 
     def __init__(
         self,
@@ -68,11 +70,12 @@ class ProcessPool:
             "authkey": _authkey(),
             "initializer": _pickle_initializer(initializer, initargs),
             "preload": list(preload),
+            "width": self._width,
         }
         self._core = _rust.ProcessPool(
             self.workers,
             max_tasks_per_worker,
-            1,
+            self._width,
             _zygote_command(),
             marshal.dumps(configuration),
             Future,

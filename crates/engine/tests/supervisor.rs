@@ -156,6 +156,7 @@ impl Simulation {
             workers: most,
             width,
             jobs_per_worker,
+            ..Settings::of(most)
         };
         Self {
             supervisor: Supervisor::new(&settings),

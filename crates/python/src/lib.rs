@@ -28,6 +28,8 @@ mod _rust {
     #[pymodule_export]
     use super::waiting::forget_waiting_threads;
     #[pymodule_export]
+    const MOST_WIDTH: usize = super::process_pool::MOST_WIDTH;
+    #[pymodule_export]
     #[allow(non_upper_case_globals)] // The name that Python's convention gives it.
     const __version__: &str = env!("CARGO_PKG_VERSION");
 }

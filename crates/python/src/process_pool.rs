@@ -371,7 +371,7 @@ impl ProcessPool {
         py: Python<'_>,
         workers: usize,
         jobs_per_worker: Option<u32>,
-        width: usize,
+        width: Option<usize>,
         command: Vec<OsString>,
         configuration: Vec<u8>,
         future_type: Py<PyType>,
@@ -386,7 +386,8 @@ impl ProcessPool {
         });
         let settings = Settings {
             workers,
-            width,
+            width: width.unwrap_or(MOST_WIDTH),
+            adapts_width: width.is_none(),
             jobs_per_worker,
         };
         let inner = EnginePool::new(settings, launch, Arc::clone(&resolver))?;
@@ -455,11 +456,6 @@ impl ProcessPool {
         Ok(future)
     }
 
-    /// From now on each worker is given up to `width` jobs at once, within what the pool was made for.
-    fn set_width(&self, py: Python<'_>, width: usize) {
-        py.detach(|| self.inner.set_width(width));
-    }
-
     /// A way for the items of a map. `pickle` gives the pickle and the buffers of a tuple of arguments; `refuse` the
     /// exception for arguments that it raised one for.
     #[allow(
@@ -509,6 +505,7 @@ impl ProcessPool {
         dict.set_item("pending", statistics.pending)?;
         dict.set_item("workers", statistics.workers)?;
         dict.set_item("blocks", statistics.blocks)?;
+        dict.set_item("width", statistics.width)?;
         Ok(dict)
     }
 }
@@ -529,6 +526,9 @@ pub(crate) fn refusal(py: Python<'_>, refused: Refused) -> PyErr {
         )),
     }
 }
+
+/// How many jobs a worker can run at once at most.
+pub const MOST_WIDTH: usize = EnginePool::<Handed>::MOST_WIDTH;
 
 /// A worker's end of its lane. One thread of the worker takes calls; any may answer them, meanwhile, in any order.
 #[pyclass(frozen, module = "plait._rust")]

@@ -13,9 +13,11 @@ use super::link::{Job, Link, Sending};
 use super::outcome::{Handle, Outcome, ProcessEnd, Settings};
 use super::state::{Action, Cause, Event, JobId, Supervisor, WorkerId};
 use super::stream::{Owner, Stream};
+use super::width::Controller;
 use super::zygote::{Launch, Zygote};
 use crate::number_map::NumberMap;
 use crate::shared_memory::Arena;
+use crate::sys::clock::monotonic_ns;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::process;
 
@@ -48,6 +50,10 @@ pub(super) struct State<H> {
     pub(super) unusable: String,
     /// Gone when the pool is closed.
     pub(super) plumbing: Option<Arc<Plumbing>>,
+    /// Finds the best width, if it is to be found.
+    pub(super) controller: Option<Controller>,
+    /// How many jobs were answered since it was asked last.
+    pub(super) answered: u64,
     /// How many threads hear workers in the collector's place.
     pub(super) helpers: usize,
     /// Whether an event loop does, woken by the doorbell.
@@ -107,8 +113,17 @@ pub(super) struct Shared<H> {
 
 impl<H: Handle> Shared<H> {
     pub(super) fn new(settings: &Settings, launch: Launch, plumbing: Arc<Plumbing>) -> Self {
+        let mut supervisor = Supervisor::new(settings);
+        let controller = settings.adapts_width.then(|| {
+            let controller = Controller::new(settings.workers, settings.width, monotonic_ns());
+            let width = controller.get();
+            supervisor.supervise(Event::Width { width }, &mut Vec::new());
+            controller
+        });
         let state = State {
-            supervisor: Supervisor::new(settings),
+            supervisor,
+            controller,
+            answered: 0,
             entries: NumberMap::default(),
             next_job: 0,
             links: NumberMap::default(),

@@ -32,6 +32,7 @@ impl<H: Handle> Shared<H> {
             let mut state = self.lock();
             self.hear_zygote(&mut state);
             self.hear_workers(&mut state);
+            self.adapt_width(&mut state);
             let next_deadline = self.keep_deadlines(&mut state);
             let outcomes = std::mem::take(&mut state.outbox);
             let sleepers = std::mem::take(&mut state.sleepers);
@@ -155,6 +156,7 @@ impl<H: Handle> Shared<H> {
                     buffers,
                 })) => {
                     let failed = matches!(status, Status::Raised | Status::Unpicklable);
+                    state.answered += 1;
                     let outcome = Outcome::Answer {
                         status,
                         payload,
@@ -177,6 +179,18 @@ impl<H: Handle> Shared<H> {
                     return;
                 }
             }
+        }
+    }
+
+    /// Gives workers more or fewer jobs at once, as throughput tells.
+    fn adapt_width(&self, state: &mut State<H>) {
+        let Some(controller) = &mut state.controller else {
+            return;
+        };
+        let answered = std::mem::take(&mut state.answered);
+        let saturated = state.supervisor.pending() > 0;
+        if let Some(width) = controller.observe(answered, saturated, monotonic_ns()) {
+            self.drive(state, Event::Width { width });
         }
     }
 

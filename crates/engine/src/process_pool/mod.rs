@@ -18,6 +18,7 @@ pub mod state;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod width;
 mod worker;
 mod zygote;
 

@@ -77,6 +77,8 @@ pub struct Settings {
     pub workers: usize,
     /// How many jobs each is given at once, no more than [`super::ProcessPool::MOST_WIDTH`].
     pub width: usize,
+    /// Whether fewer are given where throughput is no worse for it.
+    pub adapts_width: bool,
     /// How many jobs each is given until it is replaced.
     pub jobs_per_worker: Option<u32>,
 }
@@ -87,6 +89,7 @@ impl Settings {
         Self {
             workers,
             width: 1,
+            adapts_width: false,
             jobs_per_worker: None,
         }
     }
@@ -103,6 +106,8 @@ pub struct Statistics {
     pub workers: Vec<u32>,
     /// Blocks of arguments in use.
     pub blocks: usize,
+    /// How many jobs each worker is given at once at the moment.
+    pub width: usize,
 }
 
 /// Why a job was not taken.

@@ -160,11 +160,6 @@ impl<H: Handle> ProcessPool<H> {
         (process::id() != owner).then_some(Refused::Forked { owner })
     }
 
-    /// From now on each worker is given up to `width` jobs at once, within what the pool was made for.
-    pub fn set_width(&self, width: usize) {
-        self.signal(Event::Width { width });
-    }
-
     /// No more jobs. With `cancel`, those that were not sent are cancelled.
     pub fn shut_down(&self, cancel: bool) {
         self.signal(Event::ShutDown { cancel });
@@ -230,6 +225,7 @@ impl<H: Handle> ProcessPool<H> {
                 .plumbing
                 .as_ref()
                 .map_or(0, |plumbing| plumbing.arguments.in_use()),
+            width: state.supervisor.width(),
         }
     }
 }

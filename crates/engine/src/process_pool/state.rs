@@ -227,6 +227,11 @@ impl Supervisor {
         self.pending.len()
     }
 
+    /// How many jobs each worker is given at once.
+    pub fn width(&self) -> usize {
+        self.width.now
+    }
+
     /// Workers whose processes have not ended.
     pub fn workers(&self) -> usize {
         self.workers.len()
