@@ -24,7 +24,8 @@ def ex(request: pytest.FixtureRequest) -> Iterator[plait.Executor]:
 
 @pytest.fixture
 def processes() -> Iterator[plait.Executor]:
-    with plait.Executor("processes", workers=2) as executor:
+    # One worker: a second that is started meanwhile is a descriptor more.
+    with plait.Executor("processes", workers=1) as executor:
         executor.submit(len, "").result()
         yield executor
 

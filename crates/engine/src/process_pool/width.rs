@@ -4,6 +4,10 @@
 //! while that brings more results a second, put back when it did not, and halved now and then to see whether fewer would do.
 //! Hill climbing on throughput, as in Hellerstein, Morrison and Eilebrecht, "Optimizing concurrency levels in the .NET
 //! ThreadPool" (2009), without its filter: a step is a factor of two, which noise does not fake.
+#![allow(
+    clippy::cast_precision_loss,
+    reason = "widths and counts of jobs stay far below 2^52"
+)]
 
 /// What a width starts at: enough for the first rates to tell waiting from computing.
 const FIRST: usize = 16;
@@ -141,6 +145,10 @@ impl Controller {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::cast_sign_loss,
+    reason = "simulated time does not run backwards"
+)]
 mod tests {
     use super::Controller;
 
