@@ -3,7 +3,7 @@
 //! Waiting work is done faster the more of it is begun, up to a point; computing work is not. So the width is doubled
 //! while that brings more results a second, put back when it did not, and halved now and then to see whether fewer would do.
 //! Hill climbing on throughput, as in Hellerstein, Morrison and Eilebrecht, "Optimizing concurrency levels in the .NET
-//! ThreadPool" (2009), without its filter: a step is a factor of two, which noise does not fake.
+//! `ThreadPool`" (2009), without its filter: a step is a factor of two, which noise does not fake.
 #![allow(
     clippy::cast_precision_loss,
     reason = "widths and counts of jobs stay far below 2^52"
