@@ -60,11 +60,11 @@ def _names_main(payload: bytes) -> bool:
 
 
 def _dumps_by_value(value: Any) -> tuple[bytes, list[PickleBuffer]]:
-    import cloudpickle
+    from plait import _by_value
 
     buffers: list[PickleBuffer] = []
-    payload = cloudpickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
-    return (payload, buffers) if len(buffers) <= _MOST_BUFFERS else (cloudpickle.dumps(value, PROTOCOL), [])
+    payload = _by_value.dumps(value, PROTOCOL, buffers.append)
+    return (payload, buffers) if len(buffers) <= _MOST_BUFFERS else (_by_value.dumps(value, PROTOCOL), [])
 
 
 def dumps_function(function: Callable[..., Any]) -> bytes:
@@ -74,9 +74,9 @@ def dumps_function(function: Callable[..., Any]) -> bytes:
     except Exception:
         payload = b"__main__"
     if _names_main(payload):
-        import cloudpickle
+        from plait import _by_value
 
-        payload = cloudpickle.dumps(function, PROTOCOL)
+        payload = _by_value.dumps(function, PROTOCOL)
     return payload
 
 

@@ -7,11 +7,11 @@ are plait's own. Functions and classes keep their standard signatures, and are a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import typing as _typing
 
 from plait.multiprocessing import context, process, reduction  # noqa: F401 (part of the package)
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from multiprocessing import *  # noqa: F403
 
 __all__ = [name for name in dir(context._default_context) if not name.startswith("_")]

@@ -159,11 +159,13 @@ class _Bootstrap(_process.BaseProcess):
 class Process(_Bootstrap, _standard.Process):
     """A process started by the default start method."""
 
-    _start_method = None
+    _start_method: str | None = None
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        return _default_context.get_context().Process._Popen(process_obj)
+        context = _default_context.get_context()
+        process_obj._start_method = context._name  # the default one of the child
+        return context.Process._Popen(process_obj)
 
     @staticmethod
     def _after_fork() -> None:
