@@ -43,7 +43,7 @@ __all__ = [
     "wait",
 ]
 if sys.version_info >= (3, 14):
-    __all__ += ["InterpreterPoolExecutor"]  # noqa: F822 (see __getattr__)
+    __all__ += ["InterpreterPoolExecutor"]
 
 _numbers = itertools.count()
 
