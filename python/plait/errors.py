@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import pickle
 
-__all__ = ["ArgumentNotPicklable", "ResultNotPicklable", "TaskTimeout", "WorkerDied"]
+__all__ = ["ArgumentNotPicklable", "OwnerDied", "ResultNotPicklable", "TaskTimeout", "WorkerDied"]
 
 
 class WorkerDied(concurrent.futures.BrokenExecutor):
@@ -35,6 +35,27 @@ class WorkerDied(concurrent.futures.BrokenExecutor):
         else:
             cause = "ended without telling why"
         return f"the worker (pid {self.pid}) that ran {self.job} {cause}; only this job is affected"
+
+
+class OwnerDied(RuntimeError):
+    """The process that held a lock of :mod:`plait.multiprocessing` ended without releasing it.
+
+    Raised by ``acquire`` in one of those that wait. The lock is free afterwards; what it guards may be half
+    done, which is why the next owner is not let in without being told.
+
+    Attributes:
+        pid: the process id of the owner.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        self.pid = pid
+
+    def __str__(self) -> str:
+        return (
+            f"process {self.pid} ended while it held this lock; the lock is free now, "
+            "but what it guards may be half done"
+        )
 
 
 class TaskTimeout(TimeoutError):

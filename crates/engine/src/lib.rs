@@ -3,6 +3,7 @@
 pub mod choose;
 mod number_map;
 pub mod process_pool;
+pub mod process_sync;
 pub mod shared_memory;
 pub mod sys;
 pub mod thread_pool;

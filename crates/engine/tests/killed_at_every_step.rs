@@ -252,7 +252,7 @@ fn worker(arguments: &[OsString]) {
     worker.ready().unwrap();
     loop {
         let Some(call) = worker.take().unwrap() else {
-            worker.wait(None).unwrap();
+            worker.wait().unwrap();
             continue;
         };
         let Call::Run {
@@ -364,7 +364,6 @@ impl Pool {
                 buffers,
                 timeout: None,
                 retries: self.retries,
-                kept: Vec::new(),
             };
             assert!(
                 self.processes.submit(Number(number), job).is_ok(),

@@ -7,6 +7,7 @@ mod future;
 mod map_items;
 mod plain;
 mod process_pool;
+mod process_sync;
 mod shared_memory;
 mod thread_pool;
 mod waiting;
@@ -20,11 +21,11 @@ mod _rust {
     #[pymodule_export]
     use super::map_items::MapItems;
     #[pymodule_export]
-    use super::process_pool::{
-        Function, Listener, ProcessPool, Worker, before_idle, die_with_parent,
-    };
+    use super::process_pool::{Function, Listener, ProcessPool, Worker, die_with_parent};
     #[pymodule_export]
-    use super::shared_memory::{Segment, SegmentPart, SharedBuffer, Ticket};
+    use super::process_sync::{ProcessEvent, ProcessQueue, ReceivedBuffer, SemLock, note_fork};
+    #[pymodule_export]
+    use super::shared_memory::SharedBuffer;
     #[pymodule_export]
     use super::thread_pool::{ThreadPool, ThreadPoolCore};
     #[pymodule_export]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import typing as _typing
 
+from plait.errors import OwnerDied  # noqa: F401 (ours alone, so not for star imports)
 from plait.multiprocessing import context, process, reduction  # noqa: F401 (part of the package)
 
 if _typing.TYPE_CHECKING:

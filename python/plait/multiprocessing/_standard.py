@@ -35,13 +35,12 @@ def fall_back(ours: dict[str, Any], standard: Any) -> None:
 def with_globals(function: F, **names: Any) -> F:
     """The same code with other meanings for some of its global names."""
     plain = cast(FunctionType, function)
-    return cast(
-        F,
-        FunctionType(
-            plain.__code__,
-            {**plain.__globals__, **names},
-            plain.__name__,
-            plain.__defaults__,
-            plain.__closure__,
-        ),
+    made = FunctionType(
+        plain.__code__,
+        {**plain.__globals__, **names},
+        plain.__name__,
+        plain.__defaults__,
+        plain.__closure__,
     )
+    made.__kwdefaults__ = plain.__kwdefaults__
+    return cast(F, made)

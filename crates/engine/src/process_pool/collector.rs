@@ -36,8 +36,7 @@ impl<H: Handle> Shared<H> {
             let next_deadline = self.keep_deadlines(&mut state);
             let outcomes = std::mem::take(&mut state.outbox);
             let sleepers = std::mem::take(&mut state.sleepers);
-            let garbage = std::mem::take(&mut state.garbage);
-            if !outcomes.is_empty() || !sleepers.is_empty() || !garbage.is_empty() {
+            if !outcomes.is_empty() || !sleepers.is_empty() {
                 drop(state);
                 for sleeper in sleepers {
                     sleeper.unpark();
@@ -46,7 +45,6 @@ impl<H: Handle> Shared<H> {
                     reached(Step::Delivering);
                     sink.deliver(outcomes);
                 }
-                drop(garbage);
                 continue;
             }
             if state.closing {

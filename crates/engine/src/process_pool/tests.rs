@@ -83,7 +83,6 @@ impl Bench {
                 .collect(),
             timeout: None,
             retries,
-            kept: Vec::new(),
         }
     }
 }
@@ -116,7 +115,7 @@ fn echo(worker: Worker) -> u64 {
     worker.ready().unwrap();
     loop {
         let Some(call) = worker.take().unwrap() else {
-            worker.wait(None).unwrap();
+            worker.wait().unwrap();
             continue;
         };
         let Call::Run {
@@ -353,7 +352,7 @@ fn a_wide_worker_answers_while_it_waits_for_calls() {
         thread::scope(|scope| {
             let taker = scope.spawn(|| {
                 while worker.take().unwrap().is_none() {
-                    worker.wait(None).unwrap();
+                    worker.wait().unwrap();
                 }
             });
             worker.answer(number, Status::Nothing, &[], &[]).unwrap();

@@ -1,6 +1,8 @@
 //! Sleeping on a word that other processes can change: a futex without the private flag.
+#![allow(unsafe_code)]
 
-use std::sync::atomic::AtomicU32;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use rustix::thread::futex::{Flags, Timespec};
@@ -18,6 +20,20 @@ pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
 
 /// Wakes one sleeper on `word`.
 pub fn wake_one(word: &AtomicU32) {
+    wake(word, 1);
+}
+
+/// Wakes up to `count` sleepers on `word`; how many there were to be woken.
+pub fn wake(word: &AtomicU32, count: u32) -> usize {
     // The only possible failure is an address that is not mapped, and a reference always is.
-    let _ = rustix::thread::futex::wake(word, Flags::empty(), 1);
+    rustix::thread::futex::wake(word, Flags::empty(), count).unwrap_or_default()
+}
+
+/// The half of `word` that the kernel can compare: the one with the low 32 bits.
+pub fn low_half(word: &AtomicU64) -> &AtomicU32 {
+    let halves = ptr::from_ref(word).cast::<AtomicU32>();
+    let low = usize::from(cfg!(target_endian = "big"));
+    // SAFETY: both halves lie inside `word`, which is aligned for either and outlives the result; all access is atomic.
+    // Only the kernel reads the half (see `wait` and `wake`), so no access of this program is of another size.
+    unsafe { &*halves.add(low) }
 }

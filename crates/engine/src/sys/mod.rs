@@ -6,6 +6,7 @@
 //! | [`clock`] | a monotonic clock that all processes of the machine share |
 //! | [`doorbell`] | a descriptor that one side rings and the other polls together with others |
 //! | [`futex`] | sleeping on a word of shared memory |
+//! | [`identity`] | telling a process from any other, and the living from the dead |
 //! | [`mapping`] | nameless shared memory |
 //! | [`process`] | starting the zygote, signalling a worker, dying with one's parent |
 
@@ -13,5 +14,6 @@ pub mod channel;
 pub mod clock;
 pub mod doorbell;
 pub mod futex;
+pub mod identity;
 pub mod mapping;
 pub mod process;

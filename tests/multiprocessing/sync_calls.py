@@ -1,0 +1,97 @@
+"""What the processes of the tests of locks and queues call: a child finds it by its name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+
+def hold(lock: Any, held: Any) -> None:
+    """Acquire, say so, and never release."""
+    lock.acquire()
+    held.set()
+    time.sleep(600)
+
+
+def end_holding(lock: Any) -> None:
+    lock.acquire()
+
+
+def count_up(lock: Any, value: Any, times: int) -> None:
+    for _ in range(times):
+        with lock:
+            value.value += 1
+
+
+def wait_for(waitable: Any, ready: Any, done: Any) -> None:
+    """Wait in a condition."""
+    with waitable:
+        ready.release()
+        waitable.wait()
+    done.release()
+
+
+def interrupted(lock: Any, about_to: Any, told: Any) -> None:
+    """Wait for a lock until Ctrl-C."""
+    about_to.set()
+    try:
+        lock.acquire()
+    except KeyboardInterrupt:
+        told.put("interrupted")
+
+
+def put_all(queue: Any, items: list[Any]) -> None:
+    for item in items:
+        queue.put(item)
+
+
+def put_numbers(queue: Any, mark: Any, count: int) -> None:
+    for number in range(count):
+        queue.put((mark, number))
+
+
+def put_arrays(queue: Any, count: int, length: int) -> None:
+    import numpy as np
+
+    for number in range(count):
+        queue.put(np.full(length, number))
+
+
+def pass_on(source: Any, target: Any, count: int) -> None:
+    for _ in range(count):
+        target.put(source.get())
+
+
+def work_off(queue: Any) -> None:
+    for _ in iter(queue.get, None):
+        queue.task_done()
+
+
+def put_for_ever(queue: Any, mark: int) -> None:
+    number = 0
+    while True:
+        queue.put((mark, number, b"x" * (number % 300)))
+        number += 1
+
+
+def get_for_ever(queue: Any) -> None:
+    while True:
+        queue.get()
+
+
+def add_to(value: Any, amount: int) -> int:
+    """Called by a pool's worker, with a value that was sent as an argument."""
+    with value.get_lock():
+        value.value += amount
+    return os.getpid()
+
+
+def put_one(queue: Any, item: Any) -> None:
+    queue.put(item)
+
+
+def die_holding(lock: Any) -> None:
+    lock.acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
