@@ -43,8 +43,12 @@ loom: | requirements ## the shared-memory and queue protocols under every interl
 loom-mutants: | requirements ## weaken the orderings one by one: loom must notice each (two minutes)
 	$(PYTHON) scripts/loom_mutants.py
 
-python-test: $(VENV)/dev $(VENV)/built ## pytest
+python-test: $(VENV)/dev $(VENV)/built ## pytest; then workers killed at every step, by an extension with hooks for that
 	$(RUN) -m pytest
+	PYO3_PYTHON="$(CURDIR)/$(RUN)" PYO3_BUILD_EXTENSION_MODULE=1 \
+		cargo build --locked --quiet --package plait-python --features fault-hooks
+	scripts/hooked_package "target/hooked/$(KEY)" target/debug/lib_rust.so
+	PYTHONPATH="$(CURDIR)/target/hooked/$(KEY)" $(RUN) -m pytest tests/faults/test_killed_at_every_step.py
 
 stubtest: $(VENV)/dev $(VENV)/built ## the stubs say what the compiled module has
 	$(RUN) -m mypy.stubtest plait._rust --allowlist tests/stubtest.txt --ignore-unused-allowlist

@@ -27,7 +27,7 @@ class Mutant(NamedTuple):
     at: int = 0
 
 
-RING, WINDOW, BELL = "ring.rs", "window.rs", "bell.rs"
+RING, WINDOW, BELL, WAIT_QUEUE = "ring.rs", "window.rs", "bell.rs", "wait_queue.rs"
 RELEASE, ACQUIRE, RELAXED = "Ordering::Release", "Ordering::Acquire", "Ordering::Relaxed"
 EXCHANGE = f"Ordering::AcqRel,\n                {ACQUIRE},"
 FENCE = "        fence(Ordering::SeqCst);\n"
@@ -53,6 +53,10 @@ MUTANTS = [
     # The announcement of a sleeper before its second look; what the ringer published before it looks.
     Mutant(BELL, "loom_ring", FENCE, ""),
     Mutant(BELL, "loom_ring", FENCE, "", 1),
+    # A waiter's value, published by the grant; and what was done before it.
+    weaker(WAIT_QUEUE, "(WAITING, GRANTED, ", RELEASE),
+    weaker(WAIT_QUEUE, "(GRANTED, GONE, ", ACQUIRE),
+    weaker(WAIT_QUEUE, "self.state.load(", ACQUIRE),
 ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from plait._install import install, uninstall
+    from plait._share import Shared, share
     from plait.auto import Decision
     from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
     from plait.executor import Executor
@@ -22,10 +23,12 @@ __all__ = [
     "Executor",
     "Future",
     "ResultNotPicklable",
+    "Shared",
     "TaskTimeout",
     "WorkerDied",
     "__version__",
     "install",
+    "share",
     "uninstall",
 ]
 
@@ -36,10 +39,12 @@ _HOMES = {
     "Executor": "plait.executor",
     "Future": "plait.future",
     "ResultNotPicklable": "plait.errors",
+    "Shared": "plait._share",
     "TaskTimeout": "plait.errors",
     "WorkerDied": "plait.errors",
     "__version__": "plait._rust",
     "install": "plait._install",
+    "share": "plait._share",
     "uninstall": "plait._install",
 }
 

@@ -18,12 +18,16 @@ __all__ = [
     "ProcessPool",
     "ProcessQueue",
     "ReceivedBuffer",
+    "Segment",
+    "SegmentPart",
     "SemLock",
     "SharedBuffer",
     "ThreadPool",
     "ThreadPoolCore",
+    "Ticket",
     "Worker",
     "__version__",
+    "before_idle",
     "choose",
     "die_with_parent",
     "forget_waiting_threads",
@@ -191,6 +195,33 @@ class SharedBuffer:
     def __len__(self) -> int: ...
     def __reduce_ex__(self, _protocol: int, /) -> tuple[type[bytearray], tuple[Any]]: ...  # type: ignore[override]
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Segment:
+    @staticmethod
+    def create(payload: bytes, buffers: Sequence[Buffer], writable: bool) -> Segment: ...
+    @staticmethod
+    def attach(ticket: bytes) -> Segment: ...
+    def parts(self) -> list[SegmentPart]: ...
+    def ticket(self) -> Ticket: ...
+    @property
+    def live(self) -> bool: ...
+    @property
+    def origin(self) -> int: ...
+    @property
+    def writable(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
+
+@final
+class SegmentPart:
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Ticket:
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def before_idle(hook: Callable[[], bool]) -> bool: ...
 
 @final
 class Function: ...

@@ -159,7 +159,7 @@ class Server:
         del value
         try:
             self.worker.answer(job, VALUE, payload, buffers)
-        except MemoryError as error:
+        except (MemoryError, TypeError) as error:  # no room, or a handle that nobody else holds
             self.fail(job, error)
 
     def fail(self, job: int, error: BaseException) -> None:

@@ -252,7 +252,7 @@ fn worker(arguments: &[OsString]) {
     worker.ready().unwrap();
     loop {
         let Some(call) = worker.take().unwrap() else {
-            worker.wait().unwrap();
+            worker.wait(None).unwrap();
             continue;
         };
         let Call::Run {
@@ -364,6 +364,7 @@ impl Pool {
                 buffers,
                 timeout: None,
                 retries: self.retries,
+                kept: Vec::new(),
             };
             assert!(
                 self.processes.submit(Number(number), job).is_ok(),

@@ -21,11 +21,13 @@ mod _rust {
     #[pymodule_export]
     use super::map_items::MapItems;
     #[pymodule_export]
-    use super::process_pool::{Function, Listener, ProcessPool, Worker, die_with_parent};
+    use super::process_pool::{
+        Function, Listener, ProcessPool, Worker, before_idle, die_with_parent,
+    };
     #[pymodule_export]
     use super::process_sync::{ProcessEvent, ProcessQueue, ReceivedBuffer, SemLock, note_fork};
     #[pymodule_export]
-    use super::shared_memory::SharedBuffer;
+    use super::shared_memory::{Segment, SegmentPart, SharedBuffer, Ticket};
     #[pymodule_export]
     use super::thread_pool::{ThreadPool, ThreadPoolCore};
     #[pymodule_export]

@@ -13,7 +13,7 @@ use pyo3::types::{PyBool, PyBytes, PyIterator, PyList};
 
 use crate::callback::raise;
 use crate::plain;
-use crate::process_pool::{PoolHelper, ProcessPool, refusal};
+use crate::process_pool::{Payloads, PoolHelper, ProcessPool, refusal};
 use crate::waiting;
 
 /// Results that are there are not kept waiting for longer than this while inputs are read.
@@ -104,8 +104,12 @@ impl MapItems {
     fn job(&self, args: &Bound<'_, PyAny>) -> PyResult<Job> {
         let mut plain = Vec::new();
         let pool = self.pool.get();
-        let (arguments, buffers) = if plain::write(args, &mut plain) {
-            (Payload::Inline(plain), Vec::new())
+        let payloads = if plain::write(args, &mut plain) {
+            Payloads {
+                arguments: Payload::Inline(plain),
+                buffers: Vec::new(),
+                kept: Vec::new(),
+            }
         } else {
             let pickled = self.pickle.bind(args.py()).call1((args,))?;
             let (payload, buffers): (Bound<'_, PyBytes>, Vec<Bound<'_, PyAny>>) =
@@ -114,10 +118,11 @@ impl MapItems {
         };
         Ok(Job {
             function: Arc::clone(&self.function),
-            arguments,
-            buffers,
+            arguments: payloads.arguments,
+            buffers: payloads.buffers,
             timeout: self.timeout,
             retries: self.retries,
+            kept: payloads.kept,
         })
     }
 

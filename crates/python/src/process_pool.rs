@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{IntoRawFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,10 +14,11 @@ use plait_engine::process_pool::{
     Listener as EngineListener, Outcome, Payload, ProcessEnd, ProcessPool as EnginePool, Refused,
     Settings, Worker as EngineWorker, protocol::Status,
 };
+use plait_engine::shared_memory::Segment;
 use plait_engine::sys::doorbell::Doorbell;
 use plait_engine::sys::mapping::Mapping;
 use plait_engine::sys::process;
-use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -328,14 +329,15 @@ fn to_duration(seconds: Option<f64>) -> PyResult<Option<Duration>> {
 }
 
 impl ProcessPool {
-    /// A call's pickle and buffers, where workers find them.
+    /// A call's pickle and buffers, where workers find them, and the segments whose tickets are among them.
     pub(crate) fn payloads(
         &self,
         py: Python<'_>,
         payload: &[u8],
         buffers: &[Bound<'_, PyAny>],
-    ) -> PyResult<(Payload, Vec<Payload>)> {
+    ) -> PyResult<Payloads> {
         let mut room = EnginePool::<Handed>::INLINE_ROOM / 2;
+        let mut kept = Vec::new();
         let arguments = self
             .inner
             .payload(payload, &mut room)
@@ -344,11 +346,16 @@ impl ProcessPool {
             .iter()
             .map(|buffer| {
                 let buffer = Contiguous::get(buffer)?;
+                kept.extend(buffer.segment(py));
                 let payload = self.inner.payload(buffer.bytes(), &mut room);
                 payload.ok_or_else(|| self.no_room(py))
             })
             .collect();
-        Ok((arguments, buffers?))
+        Ok(Payloads {
+            arguments,
+            buffers: buffers?,
+            kept,
+        })
     }
 
     /// Why there is no place for a payload.
@@ -433,13 +440,18 @@ impl ProcessPool {
         retries: u32,
     ) -> PyResult<Bound<'py, Future>> {
         let timeout = to_duration(timeout)?;
-        let (arguments, buffers) = self.payloads(py, payload, &buffers)?;
+        let Payloads {
+            arguments,
+            buffers,
+            kept,
+        } = self.payloads(py, payload, &buffers)?;
         let job = Job {
             function: Arc::clone(&function.get().inner),
             arguments,
             buffers,
             timeout,
             retries,
+            kept,
         };
         let future = Future::create(py, self.future_type.bind(py))?;
         future
@@ -510,6 +522,13 @@ impl ProcessPool {
     }
 }
 
+/// What a call is sent with.
+pub(crate) struct Payloads {
+    pub(crate) arguments: Payload,
+    pub(crate) buffers: Vec<Payload>,
+    pub(crate) kept: Vec<Arc<Segment>>,
+}
+
 pub(crate) fn refusal(py: Python<'_>, refused: Refused) -> PyErr {
     match refused {
         Refused::ShutDown => PyRuntimeError::new_err("cannot schedule new futures after shutdown"),
@@ -561,6 +580,7 @@ impl Worker {
         let lane = Mapping::open(adopt(lane))?;
         let arguments = Mapping::open(adopt(arguments))?;
         let worker = EngineWorker::new(lane, arguments, Doorbell::from_fd(adopt(doorbell)))?;
+        WORKS_HERE.store(process::id(), Ordering::Relaxed);
         Ok(Self {
             inner: worker,
             call: Mutex::new(None),
@@ -589,7 +609,8 @@ impl Worker {
                     return Ok(Some(job));
                 }
                 None => {
-                    py.detach(|| self.inner.wait())
+                    let limit = look_after(py)?;
+                    py.detach(|| self.inner.wait(limit))
                         .map_err(|error| lost_pool(&error))?;
                     py.check_signals()?;
                 }
@@ -655,11 +676,55 @@ impl Worker {
             .iter()
             .map(Contiguous::get)
             .collect::<PyResult<_>>()?;
+        let own = |view: &Contiguous| {
+            view.segment(py)
+                .is_some_and(|segment| segment.ticket().origin == process::id())
+        };
+        if views.iter().any(own) {
+            return Err(PyTypeError::new_err(
+                "a worker cannot return a value that it has shared itself, as nobody would hold it once the worker leaves; \
+                 return the value, and share it where the pool is",
+            ));
+        }
         let pieces: Vec<&[u8]> = views.iter().map(Contiguous::bytes).collect();
         py.detach(|| self.inner.answer(job, status, payload, &pieces))
             .map_err(|error| lost_pool(&error))
     }
 }
+
+/// How often a worker without work sees to what its jobs left behind.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// What a worker calls before it sleeps.
+static HOOK: Mutex<Option<Py<PyAny>>> = Mutex::new(None);
+
+/// Has a worker call `hook` before it sleeps, and again every second for as long as it returns true. False if this process
+/// is no worker, and nobody calls it.
+#[pyfunction]
+pub fn before_idle(hook: Py<PyAny>) -> bool {
+    let replaced = HOOK
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .replace(hook);
+    drop(replaced);
+    WORKS_HERE.load(Ordering::Relaxed) == process::id()
+}
+
+/// Calls the hook; how long may be slept after that.
+fn look_after(py: Python<'_>) -> PyResult<Option<Duration>> {
+    let hook = HOOK
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .as_ref()
+        .map(|hook| hook.clone_ref(py));
+    match hook {
+        Some(hook) => Ok(hook.call0(py)?.is_truthy(py)?.then_some(LOOK_AFTER)),
+        None => Ok(None),
+    }
+}
+
+/// The process that has a worker's end of a lane: this one, or one that it is a fork of.
+static WORKS_HERE: AtomicU32 = AtomicU32::new(0);
 
 /// Asks the kernel to end this process with its parent; false if `parent` is gone already.
 #[pyfunction]

@@ -4,6 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | [`parker`] | one sleeper, any number of wakers | – | one swap to wake a thread that is awake |
 //! | [`job_queue`] | any number of pushers, workers that sleep when idle | FIFO | one mutex; one wake-up at a time |
+//! | [`wait_queue`] | the owner of a lock or queue, any number of waiters of any kind | FIFO | one compare-and-swap each side |
 //! | [`bell`] | one sleeper, any number of ringers | – | one fence while nobody sleeps |
 //! | [`ring`] | one producer, one consumer, byte frames | FIFO | two copies, one store each side |
 //! | [`owned_lock`] | any number of processes | whoever comes | one compare-and-swap |
@@ -22,4 +23,5 @@ pub mod parker;
 pub mod permits;
 mod primitive;
 pub mod ring;
+pub mod wait_queue;
 pub mod window;

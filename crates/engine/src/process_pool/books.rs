@@ -16,7 +16,7 @@ use super::stream::{Owner, Stream};
 use super::width::Controller;
 use super::zygote::{Launch, Zygote};
 use crate::number_map::NumberMap;
-use crate::shared_memory::Arena;
+use crate::shared_memory::{Arena, Segment};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::process;
@@ -42,6 +42,8 @@ pub(super) struct State<H> {
     pub(super) outbox: Vec<(H, Outcome)>,
     /// Maps that may have items to queue.
     pub(super) streams: Vec<Arc<Stream>>,
+    /// Kept for jobs that have ended; to be dropped once the lock is free, as that may take a while.
+    pub(super) garbage: Vec<Arc<Segment>>,
     /// Threads to be woken once the lock is free.
     pub(super) sleepers: Vec<Unparker>,
     /// How many jobs that have not ended have a timeout.
@@ -131,6 +133,7 @@ impl<H: Handle> Shared<H> {
             outbox: Vec::new(),
             streams: Vec::new(),
             sleepers: Vec::new(),
+            garbage: Vec::new(),
             timed: 0,
             unusable: String::new(),
             plumbing: Some(plumbing),
@@ -342,12 +345,13 @@ impl<H> State<H> {
 
     /// Whether there is something for the collector to do.
     pub(super) fn has_news(&self) -> bool {
-        !self.outbox.is_empty() || !self.sleepers.is_empty()
+        !self.outbox.is_empty() || !self.sleepers.is_empty() || !self.garbage.is_empty()
     }
 
     pub(super) fn finish(&mut self, job: JobId, outcome: Outcome) {
         if let Some(entry) = self.entries.remove(&job) {
             self.timed -= usize::from(entry.job.timeout.is_some());
+            self.garbage.extend(entry.job.kept);
             match entry.owner {
                 Owner::Handle(handle) => self.outbox.push((handle, outcome)),
                 Owner::Item { stream, number } => {

@@ -36,7 +36,8 @@ impl<H: Handle> Shared<H> {
             let next_deadline = self.keep_deadlines(&mut state);
             let outcomes = std::mem::take(&mut state.outbox);
             let sleepers = std::mem::take(&mut state.sleepers);
-            if !outcomes.is_empty() || !sleepers.is_empty() {
+            let garbage = std::mem::take(&mut state.garbage);
+            if !outcomes.is_empty() || !sleepers.is_empty() || !garbage.is_empty() {
                 drop(state);
                 for sleeper in sleepers {
                     sleeper.unpark();
@@ -45,6 +46,7 @@ impl<H: Handle> Shared<H> {
                     reached(Step::Delivering);
                     sink.deliver(outcomes);
                 }
+                drop(garbage);
                 continue;
             }
             if state.closing {

@@ -15,7 +15,7 @@ use super::protocol::{Piece, Reply, Request, Status};
 use super::state::JobId;
 use super::worker::Bytes;
 use crate::number_map::NumberMap;
-use crate::shared_memory::{Block, GiveBack, Lease};
+use crate::shared_memory::{Block, GiveBack, Lease, Segment};
 use crate::sys::{futex, process};
 
 /// A function as it is sent to workers, once to each.
@@ -57,6 +57,8 @@ pub struct Job {
     pub timeout: Option<Duration>,
     /// How often it is run again if it fails.
     pub retries: u32,
+    /// The segments whose tickets are among its buffers.
+    pub kept: Vec<Arc<Segment>>,
 }
 
 /// How long a process that is being killed is waited for.

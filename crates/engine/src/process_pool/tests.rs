@@ -83,6 +83,7 @@ impl Bench {
                 .collect(),
             timeout: None,
             retries,
+            kept: Vec::new(),
         }
     }
 }
@@ -115,7 +116,7 @@ fn echo(worker: Worker) -> u64 {
     worker.ready().unwrap();
     loop {
         let Some(call) = worker.take().unwrap() else {
-            worker.wait().unwrap();
+            worker.wait(None).unwrap();
             continue;
         };
         let Call::Run {
@@ -352,7 +353,7 @@ fn a_wide_worker_answers_while_it_waits_for_calls() {
         thread::scope(|scope| {
             let taker = scope.spawn(|| {
                 while worker.take().unwrap().is_none() {
-                    worker.wait().unwrap();
+                    worker.wait(None).unwrap();
                 }
             });
             worker.answer(number, Status::Nothing, &[], &[]).unwrap();

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use plait_sync::bell::ASLEEP;
 use plait_sync::{ring, window};
@@ -133,8 +134,9 @@ impl Worker {
         })
     }
 
-    /// Waits for a call: looks again for a moment, then sleeps. May return without one, after a signal for instance.
-    pub fn wait(&self) -> io::Result<()> {
+    /// Waits for a call: looks again for a moment, then sleeps, for no longer than `limit`. May return without one, after
+    /// a signal for instance.
+    pub fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
         let taking = locked(&self.taking);
         for _ in 0..SPINS {
             if taking.requests.has_frame() {
@@ -151,7 +153,7 @@ impl Worker {
         bell.announce();
         reached(Step::Asleep);
         if !taking.requests.has_frame() {
-            futex::wait(bell.word(), ASLEEP, None);
+            futex::wait(bell.word(), ASLEEP, limit);
         }
         bell.withdraw();
         reached(Step::Awake);

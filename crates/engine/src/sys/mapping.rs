@@ -4,8 +4,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, Stat, fallocate, fcntl_add_seals, fstat,
+    ftruncate, memfd_create, open, stat,
+};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 /// A piece of memory that several processes map. Pages come into being when they are touched, so a large one costs
@@ -15,6 +19,7 @@ pub struct Mapping {
     fd: OwnedFd,
     start: NonNull<u8>,
     length: usize,
+    writable: bool,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; `munmap` may happen on any.
@@ -25,35 +30,66 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// New memory, all zero; `name` is only for `/proc/PID/maps`.
     pub fn create(name: &str, length: usize) -> io::Result<Self> {
-        let fd = memfd_create(name, MemfdFlags::CLOEXEC)?;
+        let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&fd, length as u64)?;
-        Self::of(fd, length)
+        Self::of(fd, length, ProtFlags::READ | ProtFlags::WRITE)
     }
 
     /// The memory behind a descriptor that came from another process.
     pub fn open(fd: OwnedFd) -> io::Result<Self> {
-        let length =
-            usize::try_from(fstat(&fd)?.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
-        Self::of(fd, length)
+        let length = length_of(&fd)?;
+        Self::of(fd, length, ProtFlags::READ | ProtFlags::WRITE)
     }
 
-    fn of(fd: OwnedFd, length: usize) -> io::Result<Self> {
+    /// The same, to be read only: writing to it ends the process, so nothing of this program offers that.
+    pub fn open_read_only(fd: OwnedFd) -> io::Result<Self> {
+        let length = length_of(&fd)?;
+        Self::of(fd, length, ProtFlags::READ)
+    }
+
+    /// The memory behind a descriptor of another process, if it is the one that is meant; an error of kind `NotFound` if
+    /// it is not, or not any more.
+    pub fn of_process(
+        pid: u32,
+        descriptor: u64,
+        identity: Identity,
+        writable: bool,
+    ) -> io::Result<Self> {
+        let path = format!("/proc/{pid}/fd/{descriptor}");
+        // Looked at before it is opened: opening whatever has that number now could wait, or have an effect.
+        if Identity::from(stat(&path)?) != identity {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let access = if writable {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = open(&path, flags, Mode::empty())?;
+        if Identity::of(&fd)? != identity {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if writable {
+            Self::open(fd)
+        } else {
+            Self::open_read_only(fd)
+        }
+    }
+
+    fn of(fd: OwnedFd, length: usize, protection: ProtFlags) -> io::Result<Self> {
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address the kernel chooses aliases nothing of this process.
-        let start = unsafe {
-            mmap(
-                ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-                &fd,
-                0,
-            )?
-        };
+        let start = unsafe { mmap(ptr::null_mut(), length, protection, flags, &fd, 0)? };
         // SAFETY: the range was mapped just now. A core dump of the caller need not contain gigabytes of arena.
         let _ = unsafe { madvise(start, length, Advice::LinuxDontDump) };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { fd, start, length })
+        Ok(Self {
+            fd,
+            start,
+            length,
+            writable: protection.contains(ProtFlags::WRITE),
+        })
     }
 
     /// How many bytes are mapped.
@@ -73,9 +109,10 @@ impl Mapping {
         (end <= self.length).then(|| unsafe { self.start.add(offset) })
     }
 
-    /// Copies `from` to `offset`; false (and nothing copied) if it does not fit there.
+    /// Copies `from` to `offset`; false (and nothing copied) if it does not fit there, or nothing may be written.
     pub fn copy_in(&self, offset: usize, from: &[u8]) -> bool {
-        let Some(target) = self.address(offset, from.len()) else {
+        let target = self.address(offset, from.len());
+        let Some(target) = target.filter(|_| self.writable) else {
             return false;
         };
         // SAFETY: the target lies inside the mapping; `from` is memory of this process outside of it.
@@ -91,6 +128,36 @@ impl Mapping {
         // SAFETY: the source lies inside the mapping; `into` is memory of this process outside of it.
         unsafe { ptr::copy_nonoverlapping(source.as_ptr(), into.as_mut_ptr(), into.len()) };
         true
+    }
+
+    /// A word that other processes may change, at a multiple of eight; `None` if it does not lie inside.
+    pub fn word(&self, offset: usize) -> Option<&AtomicU64> {
+        let at = self
+            .address(offset, size_of::<AtomicU64>())?
+            .cast::<AtomicU64>();
+        if !at.is_aligned() {
+            return None;
+        }
+        // SAFETY: it lies inside the mapping, is aligned, and any bytes are a valid integer; every process changes it by
+        // atomics only. Whoever maps it read-only must not store to it, and `Segment`, the only user, does not.
+        Some(unsafe { at.as_ref() })
+    }
+
+    /// Has the system provide the pages of a range now, so that touching them cannot fail later.
+    pub fn allocate(&self, offset: usize, length: usize) -> io::Result<()> {
+        let mode = FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(&self.fd, mode, offset as u64, length as u64)?)
+    }
+
+    /// Nobody can change its length from now on; where the system has no such thing, nobody of ours does.
+    pub fn seal_size(&self) {
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        let _ = fcntl_add_seals(&self.fd, seals);
+    }
+
+    /// Which memory it is.
+    pub fn identity(&self) -> io::Result<Identity> {
+        Identity::of(&self.fd)
     }
 
     /// Gives the pages of a range back to the system; they read as zero afterwards.
@@ -111,4 +178,32 @@ impl AsFd for Mapping {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// What tells a piece of memory from every other that exists at the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "they are what they are called")]
+pub struct Identity {
+    pub device: u64,
+    pub inode: u64,
+}
+
+impl Identity {
+    /// Of the memory behind a descriptor.
+    pub fn of(fd: &OwnedFd) -> io::Result<Self> {
+        Ok(fstat(fd)?.into())
+    }
+}
+
+impl From<Stat> for Identity {
+    fn from(status: Stat) -> Self {
+        Self {
+            device: status.st_dev,
+            inode: status.st_ino,
+        }
+    }
+}
+
+fn length_of(fd: &OwnedFd) -> io::Result<usize> {
+    usize::try_from(fstat(fd)?.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
 }
