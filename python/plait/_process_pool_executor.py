@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import util
 from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,6 +33,43 @@ class WorkerDied(errors.WorkerDied, BrokenProcessPool):
 
 class _Pool(ProcessPool):
     worker_died = WorkerDied
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.breakage = _Breakage()
+        # The engine asks this one, which does not hold the pool, for exceptions.
+        vars(self)["_exception_of"] = self.breakage.exception_of
+        super().__init__(*args, **kwargs)
+
+
+class _Breakage:
+    """Why no worker of a pool can be used."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def exception_of(self, *what: Any) -> BaseException:
+        """The exception for a job that has no answer."""
+        error = _Pool._exception_of(*what)
+        if type(error) is BrokenProcessPool:
+            self.reason = str(error)
+        return error
+
+
+class _Initializer:
+    """An initializer whose failure is logged in its worker, as the standard executor does."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.function = function
+        self.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
+
+    def __call__(self, *args: Any) -> None:
+        try:
+            self.function(*args)
+        except BaseException:
+            concurrent.futures._base.LOGGER.critical("Exception in initializer:", exc_info=True)
+            # This worker will leave. What was put into queues is to be there when the executor hears of it.
+            util._exit_function()  # type: ignore[attr-defined]
+            raise
 
 
 class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
@@ -73,13 +111,18 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         self._mp_context = mp_context
         self._pool = _Pool(
             max_workers,
-            initializer=initializer,
+            initializer=initializer if initializer is None else _Initializer(initializer),
             initargs=initargs,
             max_tasks_per_worker=max_tasks_per_child,
         )
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Schedule ``fn(*args, **kwargs)`` and return its future. Raises RuntimeError after `shutdown`."""
+        """Schedule ``fn(*args, **kwargs)`` and return its future.
+
+        Raises RuntimeError after `shutdown`, BrokenProcessPool after an initializer has failed.
+        """
+        if self._broken:
+            raise BrokenProcessPool(self._broken)
         return self._pool.submit(fn, args, kwargs, DEFAULT_OPTIONS)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -96,6 +139,10 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         self._pool.terminate()
 
     kill_workers = terminate_workers
+
+    @property
+    def _broken(self) -> str | bool:  # type: ignore[override]
+        return self._pool.breakage.reason or False
 
     @property
     def _executor_manager_thread(self) -> _Joinable:  # type: ignore[override]

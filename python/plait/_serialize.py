@@ -39,6 +39,8 @@ def dumps(value: Any) -> tuple[bytes, list[PickleBuffer]]:
     kind = type(value)
     if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value))):
         return _pickle(value, PROTOCOL), []
+    if not _knows_connections and "multiprocessing.connection" in sys.modules:
+        _know_connections()
     buffers: list[PickleBuffer] = []
     try:
         payload = _pickle(value, PROTOCOL, buffer_callback=buffers.append)
@@ -48,6 +50,17 @@ def dumps(value: Any) -> tuple[bytes, list[PickleBuffer]]:
     if _names_main(payload):
         return _dumps_by_value(value)
     return (payload, buffers) if len(buffers) <= _MOST_BUFFERS else (_pickle(value, PROTOCOL), [])
+
+
+_knows_connections = False
+
+
+def _know_connections() -> None:
+    global _knows_connections
+    from plait import _by_value
+
+    _by_value.know_connections()
+    _knows_connections = True
 
 
 def _names_main(payload: bytes) -> bool:

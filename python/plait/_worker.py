@@ -38,6 +38,8 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, outfit: Outfit) 
             os._exit(0)
         # What was registered to run at the zygote's exit must not run at a worker's.
         atexit._clear()
+        if "multiprocessing.util" in sys.modules:  # which sees to what queues have not sent yet
+            atexit.register(sys.modules["multiprocessing.util"]._exit_function)
         worker = _rust.Worker(lane, arguments, doorbell)
         if _prepare(worker, outfit):
             server = _server(worker, outfit.width)

@@ -84,3 +84,31 @@ class Unpicklable:
 
     def __reduce__(self) -> Any:
         raise RuntimeError("cannot be pickled")
+
+
+def acquire(lock: Any) -> bool:
+    taken: bool = lock.acquire(timeout=30)
+    return taken
+
+
+def wait(event: Any) -> bool:
+    happened: bool = event.wait(30)
+    return happened
+
+
+def put(queue: Any, item: object) -> None:
+    queue.put(item)
+
+
+def get(queue: Any) -> object:
+    return queue.get()
+
+
+def send(end: Any, item: object) -> None:
+    end.send(item)
+
+
+def put_remembered(item: object) -> None:
+    queue, lock = STATE
+    with lock:
+        queue.put(item)
