@@ -16,17 +16,22 @@ import os
 import sys
 import threading
 from _pickle import loads
+from contextvars import ContextVar
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from plait import _rust
 from plait._coroutines import is_coroutine_function
-from plait._job import DEFAULT_OPTIONS
+from plait._job import DEFAULT_OPTIONS, job_name
 from plait._worker import Server, load_function
 from plait.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_called: ContextVar[tuple[Callable[..., Any], str | None] | None] = ContextVar("_called", default=None)
+"""The function of the job that runs, and what the job was called."""
 
 
 class HybridServer(Server):
@@ -38,6 +43,11 @@ class HybridServer(Server):
         # The pool bounds how many jobs are here; a thread is started when none is free.
         self.threads = ThreadPool(_rust.MOST_WIDTH, name="plait-hybrid")
         self.loop: asyncio.AbstractEventLoop | None = None
+
+    def job(self) -> str | None:
+        """The name of the job that runs."""
+        called = _called.get()
+        return None if called is None else called[1] or job_name(called[0], DEFAULT_OPTIONS)
 
     def serve(self) -> None:
         """Take and answer calls until told to leave, and all that were taken are answered."""
@@ -73,7 +83,9 @@ class HybridServer(Server):
                 self.functions[number] = load_function(definition)
             function = self.functions[number]
             arguments = loads(payload, buffers=buffers)
-            args, kwargs = (arguments, {}) if type(arguments) is tuple else arguments
+            args, kwargs, *name = (arguments, {}) if type(arguments) is tuple else arguments
+            # Each call of this has a context of its own, which tasks and threads take along.
+            _called.set((function, name[0] if name else None))
             if is_coroutine_function(function):
                 self._start_task(job, function(*args, **kwargs))
             else:

@@ -13,7 +13,8 @@ import sys
 from _pickle import loads  # `pickle` imports `re` and more, which a worker need not wait for
 from types import CoroutineType
 
-from plait import _rust
+from plait import _relay, _rust
+from plait._relay import Relay
 from plait._serialize import describe, dumps, dumps_exception
 
 # As `typing.TYPE_CHECKING`, without importing it.
@@ -28,7 +29,7 @@ VALUE, NOTHING, RAISED, UNPICKLABLE = range(4)
 """How a call ended; `Status` in `crates/engine/src/process_pool/protocol.rs`."""
 
 
-def main(zygote: int, lane: int, arguments: int, doorbell: int, outfit: Outfit) -> NoReturn:
+def main(zygote: int, lane: int, arguments: int, doorbell: int, number: int, outfit: Outfit) -> NoReturn:
     """Serve the lane until told to leave. Never returns: what the zygote was doing is none of a worker's
     business.
     """
@@ -41,9 +42,15 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, outfit: Outfit) 
         if "multiprocessing.util" in sys.modules:  # which sees to what queues have not sent yet
             atexit.register(sys.modules["multiprocessing.util"]._exit_function)
         worker = _rust.Worker(lane, arguments, doorbell)
+        server = _server(worker, outfit.width)
+        name = f"plait-worker-{number}"
+        if "multiprocessing.process" in sys.modules:
+            sys.modules["multiprocessing.process"].current_process().name = name
+        relay = Relay(worker.note, name, outfit.relay)
+        relay.job = server.job
+        relay.install(arguments)
+        os.register_at_fork(after_in_child=server.leave_lane)
         if _prepare(worker, outfit):
-            server = _server(worker, outfit.width)
-            os.register_at_fork(after_in_child=server.leave_lane)
             server.serve()
             status = 0
         if "threading" in sys.modules:
@@ -54,6 +61,7 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, outfit: Outfit) 
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        _relay.finish()
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -106,11 +114,25 @@ class Server:
         self.worker: _rust.Worker | _Elsewhere = worker
         self.take, self.call = worker.take, worker.call
         self.functions: dict[int, Callable[..., Any]] = {}
+        self.function: Callable[..., Any] | None = None
+        """The one that runs."""
+        self.name: str | None = None
+        """What the job was called, if it was."""
         self.runner: Any = None
 
     def leave_lane(self) -> None:
         """In the child of a fork: the lane belongs to the parent."""
         self.worker = _Elsewhere()
+        _relay.after_fork()
+
+    def job(self) -> str | None:
+        """The name of the job that runs, as `_job.job_name` gives it (which takes long to import)."""
+        function = self.function
+        if function is None or self.name is not None:
+            return self.name
+        inner = getattr(function, "func", None)
+        name = getattr(function, "__qualname__", None) or getattr(inner, "__qualname__", None)
+        return str(name) if name else type(function).__qualname__
 
     def serve(self) -> None:
         """Take and answer calls until told to leave."""
@@ -124,6 +146,7 @@ class Server:
             else:
                 self.answer(job, value)
                 value = None
+            self.function = self.name = None
         if self.runner is not None:
             self.runner.close()
 
@@ -131,10 +154,14 @@ class Server:
         """Run one call to its value."""
         if definition is not None:
             self.functions[number] = load_function(definition)
-        function = self.functions[number]
+        function = self.function = self.functions[number]
         arguments = loads(payload, buffers=buffers)
-        plain = type(arguments) is tuple  # else a list: the positional ones and the keywords
-        value = function(*arguments) if plain else function(*arguments[0], **arguments[1])
+        if type(arguments) is tuple:
+            self.name = None
+            value = function(*arguments)
+        else:  # the positional ones, the keywords, and what the job was called
+            self.name = arguments[2] if len(arguments) > 2 else None
+            value = function(*arguments[0], **arguments[1])
         return self.run_coroutine(value) if type(value) is CoroutineType else value
 
     def run_coroutine(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:

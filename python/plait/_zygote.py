@@ -17,7 +17,7 @@ import sys
 # As `typing.TYPE_CHECKING`, without importing it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 _FD_BYTES = 4
 
@@ -32,15 +32,22 @@ def main() -> NoReturn:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    pool, *again = sys.argv[1:]
-    if os.getppid() != int(pool):
+    argument, *again = sys.argv[1:]
+    pool = int(argument)
+    watch = os.pidfd_open(pool)
+    if os.getppid() != pool:
         os._exit(0)
     socket = _socket.socket(fileno=link)
     if again:
         configured, late = int(again[0]), again[1:]
         os.set_inheritable(configured, False)
     else:
-        message, fds = _receive(socket)
+        # Somebody that the pool's process has forked may hold the other end of the link open.
+        poll = select.poll()
+        poll.register(link, select.POLLIN)
+        poll.register(watch, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll()]
+        message, fds = _receive(socket) if link in ready else (b"", [])
         if message != b"C":
             os._exit(1)
         configured, late = fds[0], []
@@ -51,15 +58,22 @@ def main() -> NoReturn:
     # Ctrl-C is the pool's business. A handler, not SIG_IGN: that would be inherited by what workers start by
     # `exec`.
     _signal.signal(_signal.SIGINT, _leave_it)
-    _join_group_of(int(pool))
+    _join_group_of(pool)
+    from plait import _rust
+
+    # Whatever an import does, it does not outlive the pool's process. The thread that has started us is the
+    # collector, and lives as long as the pool.
+    if not _rust.die_with_parent(pool):
+        os._exit(0)
     if configuration["authkey"] is not None:
         from multiprocessing.process import current_process
 
         current_process().authkey = configuration["authkey"]
     failure = _preload(configuration["preload"], late, link, configured)
     os.close(configured)
-    outfit = Outfit(failure, late, configuration["initializer"], configuration["width"])
-    Zygote(socket, int(pool), outfit).serve()
+    # From here on we notice by ourselves, if only we are not stopped, and bury the workers.
+    _rust.go_on_without_parent()
+    Zygote(socket, watch, Outfit(failure, late, configuration)).serve()
 
 
 def _preload(modules: list[str], late: list[str], link: int, configured: int) -> str | None:
@@ -138,22 +152,22 @@ def _threads() -> int:
 class Outfit:
     """What every worker of the pool is to begin with."""
 
-    def __init__(
-        self, failure: str | None, late: list[str], initializer: bytes | None, width: int | None
-    ) -> None:
+    def __init__(self, failure: str | None, late: list[str], configuration: dict[str, Any]) -> None:
         self.failure = failure
         """Why no worker can be used."""
         self.late = late
         """Modules to import."""
-        self.initializer = initializer
-        self.width = width
+        self.initializer = configuration["initializer"]
+        self.width = configuration["width"]
         """How many jobs it runs at once; None for what turns out to be best."""
+        self.relay = configuration["relay"]
+        """What `_notes.settings` says of the pool's process."""
 
 
 class Zygote:
     """Forks workers on request until the link, or the pool's process, is gone."""
 
-    def __init__(self, socket: _socket.socket, pool: int, outfit: Outfit) -> None:
+    def __init__(self, socket: _socket.socket, watch: int, outfit: Outfit) -> None:
         # Imported here, when `sys.path` is right, so that workers find it imported.
         from plait import _worker
 
@@ -164,10 +178,8 @@ class Zygote:
         self.poll = select.poll()
         self.poll.register(socket.fileno(), select.POLLIN)
         # The link alone is not enough: a process that the pool's process forked may hold the other end open.
-        self.pool = os.pidfd_open(pool)
-        self.poll.register(self.pool, select.POLLIN)
-        if os.getppid() != pool:
-            os._exit(0)
+        self.pool = watch
+        self.poll.register(watch, select.POLLIN)
 
     def serve(self) -> NoReturn:
         """Do what the pool asks."""
@@ -203,7 +215,8 @@ class Zygote:
             os.close(self.pool)
             for pidfd in self.workers:
                 os.close(pidfd)
-            self.run_worker(zygote, fds[0], fds[1], fds[2], self.outfit)
+            number = int.from_bytes(worker, "little") + 1
+            self.run_worker(zygote, fds[0], fds[1], fds[2], number, self.outfit)
         for fd in fds:
             os.close(fd)
         if pid > 0:

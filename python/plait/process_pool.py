@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NoReturn
 from plait import _rust, _serialize
 from plait._exit import interrupted
 from plait._job import DEFAULT_OPTIONS, JobOptions, job_name
+from plait._notes import Notes, settings
 from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
 from plait.future import Future
 
@@ -65,23 +66,23 @@ class ProcessPool:
             raise ValueError(f"workers must be at least 1, not {workers}")
         if max_tasks_per_worker is not None and max_tasks_per_worker < 1:
             raise ValueError(f"max_tasks_per_worker must be at least 1, not {max_tasks_per_worker}")
-        configuration = {
-            "path": sys.path,
-            "authkey": _authkey(),
+        self._outfit = {
             "initializer": _pickle_initializer(initializer, initargs),
             "preload": list(preload),
             "width": self._width,
         }
+        self._notes = Notes()
         self._core = _rust.ProcessPool(
             self.workers,
             max_tasks_per_worker,
             self._width,
             _zygote_command(),
-            marshal.dumps(configuration),
+            b"",
             Future,
             self._exception_of,
+            self._notes,
         )
-        self._functions = _Functions(self._core)
+        self._functions = _Functions(self._core, self._configure)
         self._owner = os.getpid()
         _live_pools.add(self)
 
@@ -99,7 +100,9 @@ class ProcessPool:
         """
         try:
             function = self._functions.find(fn)
-            payload, buffers = _serialize.dumps([args, kwargs] if kwargs else args)
+            payload, buffers = _serialize.dumps(
+                [args, kwargs, options.name] if kwargs or options.name is not None else args
+            )
         except Exception as error:
             return refused(fn, args, kwargs, options, error)
         future: Future[Any] = self._core.submit(
@@ -116,9 +119,18 @@ class ProcessPool:
         def refuse(args: tuple[Any, ...], error: Exception) -> BaseException:
             return refusal(fn, args, {}, options, error)
 
+        def pickle(args: tuple[Any, ...]) -> Any:
+            return _serialize.dumps([args, {}, options.name])
+
         function = self._functions.find(fn)
         return self._core.map_items(
-            function, options.name or fn, options.timeout, options.retries, ordered, _serialize.dumps, refuse
+            function,
+            options.name or fn,
+            options.timeout,
+            options.retries,
+            ordered,
+            _serialize.dumps if options.name is None else pickle,
+            refuse,
         )
 
     def freeze(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,6 +147,11 @@ class ProcessPool:
                 _serialize.describe_call(fn, (), {}, job_name(fn, DEFAULT_OPTIONS))
             ) from error
         return _Frozen(fn, definition)
+
+    def _configure(self) -> None:
+        """Tell workers that will be started what this process is like now."""
+        configuration = {"path": sys.path, "authkey": _authkey(), "relay": settings(), **self._outfit}
+        self._core.configure(marshal.dumps(configuration))
 
     def statistics(self) -> dict[str, Any]:
         """What the pool is doing: ``jobs`` and ``pending`` (counts), ``workers`` (process ids), ``blocks``
@@ -153,16 +170,18 @@ class ProcessPool:
             except BaseException:
                 self.terminate()
                 raise
+            self._notes.join()
             self._functions.forget()
 
     def wait_closed(self) -> None:
         """Wait until the pool, which was shut down, has done its jobs and given everything back."""
         self._core.wait_closed()
+        self._notes.join()
 
     def terminate(self) -> None:
         """End every worker at once. Running jobs fail with `WorkerDied`, the others are cancelled."""
         self._core.terminate()
-        self._core.wait_closed()
+        self.wait_closed()
 
     def _disown(self) -> None:
         """In the child of a fork: refuse jobs, and before they are pickled, which may need locks (of an
@@ -231,8 +250,9 @@ class _Frozen:
 class _Functions:
     """The functions that workers know by number: the newest ones, so that a worker's memory stays bounded."""
 
-    def __init__(self, core: _rust.ProcessPool) -> None:
+    def __init__(self, core: _rust.ProcessPool, configure: Callable[[], None]) -> None:
         self._core = core
+        self._configure: Callable[[], None] | None = configure
         self._lock = threading.Lock()
         self._free = list(range(_SLOTS))
         # By id, oldest first. The entry keeps the function and what it captured alive, so that
@@ -247,6 +267,10 @@ class _Functions:
         captured = _serialize.captured(fn)
         if known is not None and _serialize.are_identical(known[1], captured):
             return known[3]
+        if self._configure is not None:
+            # Not earlier: between making a pool and using it a program may set up its logging.
+            self._configure()
+            self._configure = None
         if type(fn) is _Frozen:
             return self._remember(fn, captured, fn.definition)
         definition = _serialize.dumps_function(fn)

@@ -22,7 +22,7 @@ mod _rust {
     use super::map_items::MapItems;
     #[pymodule_export]
     use super::process_pool::{
-        Function, Listener, ProcessPool, Worker, before_idle, die_with_parent,
+        Function, Listener, ProcessPool, Worker, before_idle, die_with_parent, go_on_without_parent,
     };
     #[pymodule_export]
     use super::process_sync::{ProcessEvent, ProcessQueue, ReceivedBuffer, SemLock, note_fork};

@@ -9,7 +9,7 @@ use plait_engine::process_pool::{
 };
 use pyo3::exceptions::{PyException, PyTimeoutError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyIterator, PyList};
+use pyo3::types::{PyBool, PyBytes, PyIterator, PyList, PyString};
 
 use crate::callback::raise;
 use crate::plain;
@@ -104,7 +104,9 @@ impl MapItems {
     fn job(&self, args: &Bound<'_, PyAny>) -> PyResult<Job> {
         let mut plain = Vec::new();
         let pool = self.pool.get();
-        let payloads = if plain::write(args, &mut plain) {
+        // The name goes along with the arguments, and is none of the plainest things.
+        let named = self.name.bind(args.py()).is_instance_of::<PyString>();
+        let payloads = if !named && plain::write(args, &mut plain) {
             Payloads {
                 arguments: Payload::Inline(plain),
                 buffers: Vec::new(),

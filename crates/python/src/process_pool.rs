@@ -11,8 +11,8 @@ use std::time::Duration;
 use plait_engine::process_pool::state::Cause;
 use plait_engine::process_pool::{
     Bytes, Call, Deliver, Function as EngineFunction, Handle, Helper, Job, Launch,
-    Listener as EngineListener, Outcome, Payload, ProcessEnd, ProcessPool as EnginePool, Refused,
-    Settings, Worker as EngineWorker, protocol::Status,
+    Listener as EngineListener, Note, Outcome, Payload, ProcessEnd, ProcessPool as EnginePool,
+    Refused, Settings, Worker as EngineWorker, protocol::Status,
 };
 use plait_engine::shared_memory::Segment;
 use plait_engine::sys::doorbell::Doorbell;
@@ -52,6 +52,13 @@ impl Handle for Handed {
 /// Resolves futures on the collector's thread.
 pub(crate) struct Resolver {
     exception_of: Option<Py<PyAny>>,
+}
+
+/// What the collector delivers to.
+struct Sink {
+    resolver: Arc<Resolver>,
+    /// Takes what workers say besides answers (its `tell`), and that there will be no more of it (its `end`).
+    notes: Option<Py<PyAny>>,
 }
 
 impl Resolver {
@@ -164,13 +171,13 @@ fn loads(py: Python<'_>, payload: Bytes, buffers: Vec<Bytes>) -> PyResult<Py<PyA
     loads.call((payload,), Some(&options)).map(Bound::unbind)
 }
 
-impl Deliver<Handed> for Arc<Resolver> {
+impl Deliver<Handed> for Sink {
     fn deliver(&mut self, batch: Vec<(Handed, Outcome)>) {
         let mut batch = Some(batch);
         let woken = Python::try_attach(|py| {
             let mut wake = Wake::default();
             for (handed, outcome) in batch.take().into_iter().flatten() {
-                wake.merge(self.resolve(py, handed, outcome));
+                wake.merge(self.resolver.resolve(py, handed, outcome));
             }
             wake
         });
@@ -179,6 +186,41 @@ impl Deliver<Handed> for Arc<Resolver> {
             // The interpreter is going away, and nobody may touch its objects any more.
             None => std::mem::forget(batch),
         }
+    }
+
+    fn tell(&mut self, notes: Vec<Note>) {
+        // Without an interpreter there is nobody to tell.
+        Python::try_attach(|py| {
+            let told = notes
+                .into_iter()
+                .map(|note| Ok((note.kind, to_python(py, note.payload, false)?)))
+                .collect::<PyResult<Vec<_>>>()
+                .and_then(|list| match &self.notes {
+                    Some(notes) => notes
+                        .call_method1(py, intern!(py, "tell"), (list,))
+                        .map(drop),
+                    None => Ok(()),
+                });
+            if let Err(error) = told {
+                error.write_unraisable(py, None);
+            }
+        });
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let mut notes = self.notes.take();
+        // As in a resolver's end.
+        Python::try_attach(|py| {
+            let ended = notes
+                .take()
+                .map(|notes| notes.call_method0(py, intern!(py, "end")));
+            if let Some(Err(error)) = ended {
+                error.write_unraisable(py, None);
+            }
+        });
+        std::mem::forget(notes);
     }
 }
 
@@ -383,6 +425,7 @@ impl ProcessPool {
         configuration: Vec<u8>,
         future_type: Py<PyType>,
         exception_of: Py<PyAny>,
+        notes: Py<PyAny>,
     ) -> PyResult<Self> {
         let launch = Launch {
             command,
@@ -391,13 +434,17 @@ impl ProcessPool {
         let resolver = Arc::new(Resolver {
             exception_of: Some(exception_of),
         });
+        let sink = Sink {
+            resolver: Arc::clone(&resolver),
+            notes: Some(notes),
+        };
         let settings = Settings {
             workers,
             width: width.unwrap_or(MOST_WIDTH),
             adapts_width: width.is_none(),
             jobs_per_worker,
         };
-        let inner = EnginePool::new(settings, launch, Arc::clone(&resolver))?;
+        let inner = EnginePool::new(settings, launch, sink)?;
         let listener = Listener {
             pool: inner.listener(),
             resolver: Arc::clone(&resolver),
@@ -489,6 +536,11 @@ impl ProcessPool {
         Ok(MapItems::new(
             slf, function, name, timeout, retries, ordered, pickle, refuse,
         ))
+    }
+
+    /// Zygotes that are started from now on are handed this.
+    fn configure(&self, configuration: Vec<u8>) {
+        self.inner.configure(configuration);
     }
 
     /// No more jobs; with `cancel`, those that were not sent are cancelled.
@@ -596,6 +648,12 @@ impl Worker {
     /// Tells the pool that no worker can be used, and why.
     fn unusable(&self, py: Python<'_>, text: &str) -> PyResult<()> {
         py.detach(|| self.inner.unusable(text.as_bytes()))
+            .map_err(|error| lost_pool(&error))
+    }
+
+    /// Says something besides answers; any thread may. Raises `MemoryError` if there is no room for so much.
+    fn note(&self, py: Python<'_>, kind: u8, payload: &[u8]) -> PyResult<()> {
+        py.detach(|| self.inner.note(kind, payload))
             .map_err(|error| lost_pool(&error))
     }
 
@@ -725,6 +783,12 @@ fn look_after(py: Python<'_>) -> PyResult<Option<Duration>> {
 
 /// The process that has a worker's end of a lane: this one, or one that it is a fork of.
 static WORKS_HERE: AtomicU32 = AtomicU32::new(0);
+
+/// Asks the kernel to have this process go on, if it is stopped, when its parent is gone.
+#[pyfunction]
+pub fn go_on_without_parent() -> PyResult<()> {
+    Ok(process::go_on_without_parent()?)
+}
 
 /// Asks the kernel to end this process with its parent; false if `parent` is gone already.
 #[pyfunction]

@@ -10,7 +10,7 @@ use plait_sync::parker::Unparker;
 
 use super::fault::{Step, reached};
 use super::link::{Job, Link, Sending};
-use super::outcome::{Handle, Outcome, ProcessEnd, Settings};
+use super::outcome::{Handle, Note, Outcome, ProcessEnd, Settings};
 use super::state::{Action, Cause, Event, JobId, Supervisor, WorkerId};
 use super::stream::{Owner, Stream};
 use super::width::Controller;
@@ -36,8 +36,12 @@ pub(super) struct State<H> {
     pub(super) entries: NumberMap<Entry<H>>,
     pub(super) next_job: JobId,
     pub(super) links: NumberMap<Link>,
+    /// How to start a zygote.
+    pub(super) launch: Launch,
     /// Shared with the collector while it polls.
     pub(super) zygote: Option<Arc<Zygote>>,
+    /// Workers that the collector has yet to ask the zygote for.
+    pub(super) unborn: Vec<WorkerId>,
     /// Ended jobs, until the collector delivers them.
     pub(super) outbox: Vec<(H, Outcome)>,
     /// Maps that may have items to queue.
@@ -46,6 +50,7 @@ pub(super) struct State<H> {
     pub(super) garbage: Vec<Arc<Segment>>,
     /// Threads to be woken once the lock is free.
     pub(super) sleepers: Vec<Unparker>,
+    pub(super) notes: Notes,
     /// How many jobs that have not ended have a timeout.
     pub(super) timed: usize,
     /// Why workers cannot be used.
@@ -68,6 +73,17 @@ pub(super) struct State<H> {
     pub(super) actions: Vec<Action>,
     pub(super) scratch: Vec<u8>,
     pub(super) frame: Vec<u8>,
+}
+
+/// What workers have said before the outcomes that were not delivered yet.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// Until the collector tells.
+    pub(super) waiting: Vec<Note>,
+    /// The collector is telling: answers that come after must wait.
+    pub(super) telling: bool,
+    /// What ended meanwhile of maps' items, until it has told.
+    pub(super) held: Vec<(Arc<Stream>, u64, Outcome)>,
 }
 
 /// What a pool has of the system as long as it is not closed, besides its lanes and its zygote.
@@ -105,7 +121,6 @@ pub(super) struct End {
 
 pub(super) struct Shared<H> {
     pub(super) state: Mutex<State<H>>,
-    pub(super) launch: Launch,
     /// How many jobs a worker may run at once at most.
     pub(super) width: usize,
     pub(super) owner: u32,
@@ -129,11 +144,14 @@ impl<H: Handle> Shared<H> {
             entries: NumberMap::default(),
             next_job: 0,
             links: NumberMap::default(),
+            launch,
             zygote: None,
+            unborn: Vec::new(),
             outbox: Vec::new(),
             streams: Vec::new(),
             sleepers: Vec::new(),
             garbage: Vec::new(),
+            notes: Notes::default(),
             timed: 0,
             unusable: String::new(),
             plumbing: Some(plumbing),
@@ -147,7 +165,6 @@ impl<H: Handle> Shared<H> {
         };
         Self {
             state: Mutex::new(state),
-            launch,
             width: settings.width,
             owner: process::id(),
             next_function: AtomicU64::new(0),
@@ -304,29 +321,54 @@ impl<H: Handle> Shared<H> {
         }
     }
 
+    /// A lane for a worker. Its process is the collector's to ask for: the zygote dies with the *thread* that started
+    /// it, and that must be one that lives as long as the pool.
     fn spawn(&self, state: &mut State<H>, worker: WorkerId) -> io::Result<()> {
-        let zygote = match state.zygote.take() {
-            Some(zygote) => zygote,
-            None => Arc::new(Zygote::start(&self.launch)?),
-        };
-        let zygote = state.zygote.insert(zygote);
-        let Some(plumbing) = &state.plumbing else {
-            return Err(io::ErrorKind::NotConnected.into());
-        };
-        let link = Link::new(LARGEST_ARENA, self.width)?;
-        let arguments = plumbing.arguments.mapping().as_fd();
-        match zygote.spawn(worker, link.memory(), arguments, plumbing.doorbell.as_fd()) {
-            Ok(()) => {}
-            // It is gone. The collector is about to hear of that, and then buries this worker with the others.
-            Err(error) if zygote_is_gone(&error) => {}
-            Err(error) => return Err(error),
-        }
-        reached(Step::Spawning);
-        state.links.insert(worker, link);
-        // The collector may be asleep, and has not announced that on the new lane, or does not know the zygote.
+        state
+            .links
+            .insert(worker, Link::new(LARGEST_ARENA, self.width)?);
+        state.unborn.push(worker);
         state.wake_collector();
         Ok(())
     }
+
+    /// Asks the zygote, after starting it if need be, for the processes of workers that have none. The collector's.
+    pub(super) fn bear(&self, state: &mut State<H>) {
+        for worker in std::mem::take(&mut state.unborn) {
+            if let Err(error) = ask_for(state, worker) {
+                self.not_started(state, worker, &error);
+            }
+        }
+    }
+
+    fn not_started(&self, state: &mut State<H>, worker: WorkerId, error: &io::Error) {
+        state.unusable = format!("a worker process could not be started: {error}");
+        state.links.remove(&worker);
+        let begun = Vec::new();
+        self.drive(state, Event::Gone { worker, begun });
+    }
+}
+
+fn ask_for<H>(state: &mut State<H>, worker: WorkerId) -> io::Result<()> {
+    let zygote = match state.zygote.take() {
+        Some(zygote) => zygote,
+        None => Arc::new(Zygote::start(&state.launch)?),
+    };
+    let zygote = state.zygote.insert(zygote);
+    let Some(plumbing) = &state.plumbing else {
+        return Err(io::ErrorKind::NotConnected.into());
+    };
+    let Some(link) = state.links.get(&worker) else {
+        return Ok(());
+    };
+    let arguments = plumbing.arguments.mapping().as_fd();
+    match zygote.spawn(worker, link.memory(), arguments, plumbing.doorbell.as_fd()) {
+        // It is gone. The collector is about to hear of that, and then buries this worker with the others.
+        Err(error) if zygote_is_gone(&error) => {}
+        asked => asked?,
+    }
+    reached(Step::Spawning);
+    Ok(())
 }
 
 fn zygote_is_gone(error: &io::Error) -> bool {
@@ -345,7 +387,15 @@ impl<H> State<H> {
 
     /// Whether there is something for the collector to do.
     pub(super) fn has_news(&self) -> bool {
-        !self.outbox.is_empty() || !self.sleepers.is_empty() || !self.garbage.is_empty()
+        !self.outbox.is_empty()
+            || !self.sleepers.is_empty()
+            || !self.garbage.is_empty()
+            || !self.notes.waiting.is_empty()
+    }
+
+    /// Whether workers have said something that comes before the outcomes: those are the collector's then.
+    pub(super) fn has_notes(&self) -> bool {
+        self.notes.telling || !self.notes.waiting.is_empty()
     }
 
     pub(super) fn finish(&mut self, job: JobId, outcome: Outcome) {
@@ -355,7 +405,11 @@ impl<H> State<H> {
             match entry.owner {
                 Owner::Handle(handle) => self.outbox.push((handle, outcome)),
                 Owner::Item { stream, number } => {
-                    self.sleepers.extend(stream.put(number, outcome));
+                    if self.has_notes() {
+                        self.notes.held.push((stream, number, outcome));
+                    } else {
+                        self.sleepers.extend(stream.put(number, outcome));
+                    }
                 }
             }
         }

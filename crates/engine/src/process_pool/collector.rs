@@ -31,13 +31,27 @@ impl<H: Handle> Shared<H> {
         loop {
             let mut state = self.lock();
             self.hear_zygote(&mut state);
+            self.bear(&mut state);
             self.hear_workers(&mut state);
             self.adapt_width(&mut state);
             let next_deadline = self.keep_deadlines(&mut state);
+            let notes = std::mem::take(&mut state.notes.waiting);
             let outcomes = std::mem::take(&mut state.outbox);
+            let held = std::mem::take(&mut state.notes.held);
+            let told = !notes.is_empty();
+            if told {
+                state.notes.telling = true;
+                drop(state);
+                sink.tell(notes);
+                state = self.lock();
+                state.notes.telling = false;
+            }
+            for (stream, number, outcome) in held {
+                state.sleepers.extend(stream.put(number, outcome));
+            }
             let sleepers = std::mem::take(&mut state.sleepers);
             let garbage = std::mem::take(&mut state.garbage);
-            if !outcomes.is_empty() || !sleepers.is_empty() || !garbage.is_empty() {
+            if told || !outcomes.is_empty() || !sleepers.is_empty() || !garbage.is_empty() {
                 drop(state);
                 for sleeper in sleepers {
                     sleeper.unpark();
@@ -145,6 +159,7 @@ impl<H: Handle> Shared<H> {
             };
             match link.hear(frame) {
                 Ok(None) => return,
+                Ok(Some(Said::Note(note))) => state.notes.waiting.push(note),
                 Ok(Some(Said::Ready)) => self.drive(state, Event::Ready { worker }),
                 Ok(Some(Said::Unusable(text))) => {
                     state.unusable = text;
@@ -226,7 +241,8 @@ impl<H: Handle> Shared<H> {
                             "the process that starts workers ended before it had started one"
                                 .into();
                     }
-                    let workers: Vec<_> = state.links.keys().copied().collect();
+                    let asked_for = |worker: &&WorkerId| !state.unborn.contains(worker);
+                    let workers: Vec<_> = state.links.keys().filter(asked_for).copied().collect();
                     for worker in workers {
                         if let Some(link) = state.links.get_mut(&worker) {
                             link.kill();

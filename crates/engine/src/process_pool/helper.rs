@@ -50,6 +50,9 @@ impl<H: Handle> Helper<H> {
             }
             if let Ok(mut state) = shared.state.try_lock() {
                 shared.hear_workers(&mut state);
+                if state.has_notes() {
+                    break;
+                }
                 if let Some(at) = state.outbox.iter().position(|(handle, _)| wanted(handle)) {
                     found = Some(state.outbox.swap_remove(at));
                     break;

@@ -11,6 +11,7 @@ use plait_sync::{ring, window};
 
 use super::fault::{Step, reached};
 use super::lane::{ARENA, Lane, MOST_WIDTH, Replies, Requests, Returns, Running};
+use super::outcome::Note;
 use super::protocol::{Piece, Reply, Request, Status};
 use super::state::JobId;
 use super::worker::Bytes;
@@ -104,6 +105,7 @@ impl GiveBack for Returner {
 pub(super) enum Said {
     Ready,
     Unusable(String),
+    Note(Note),
     Answer {
         job: JobId,
         status: Status,
@@ -393,6 +395,10 @@ impl Link {
                     return Ok(Some(Said::Unusable(text)));
                 }
                 Reply::Released { released } => self.release(&released),
+                Reply::Note { kind, payload } => {
+                    let payload = self.bytes(payload)?;
+                    return Ok(Some(Said::Note(Note { kind, payload })));
+                }
                 Reply::Answer {
                     job,
                     status,

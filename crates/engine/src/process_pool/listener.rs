@@ -62,6 +62,10 @@ impl<H: Handle> Listener<H> {
                 break;
             }
         }
+        if state.has_notes() {
+            state.wake_collector();
+            return Vec::new();
+        }
         let (found, others) = std::mem::take(&mut state.outbox)
             .into_iter()
             .partition(|(handle, _)| wanted(handle));

@@ -25,7 +25,7 @@ mod zygote;
 pub use helper::Helper;
 pub use link::{Function, Job, Payload};
 pub use listener::Listener;
-pub use outcome::{Deliver, Handle, Outcome, ProcessEnd, Refused, Settings, Statistics};
+pub use outcome::{Deliver, Handle, Note, Outcome, ProcessEnd, Refused, Settings, Statistics};
 pub use pool::ProcessPool;
 pub use stream::Stream;
 pub use worker::{Bytes, Call, Worker};

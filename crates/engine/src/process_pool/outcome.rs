@@ -17,6 +17,20 @@ pub trait Handle: Send + 'static {
 pub trait Deliver<H>: Send + 'static {
     /// Takes every outcome out of `batch`.
     fn deliver(&mut self, batch: Vec<(H, Outcome)>);
+
+    /// Takes what workers have said before the outcomes that are delivered next.
+    fn tell(&mut self, notes: Vec<Note>) {
+        drop(notes);
+    }
+}
+
+/// What a worker says besides answers.
+#[derive(Debug)]
+pub struct Note {
+    /// What it is; the engine does not know any.
+    pub kind: u8,
+    /// Its bytes.
+    pub payload: Bytes,
 }
 
 /// How a job ended.

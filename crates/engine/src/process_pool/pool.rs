@@ -81,6 +81,13 @@ impl<H: Handle> ProcessPool<H> {
         }))
     }
 
+    /// Zygotes that are started from now on are handed this.
+    pub fn configure(&self, configuration: Vec<u8>) {
+        if self.forked().is_none() {
+            self.shared.lock().launch.configuration = configuration;
+        }
+    }
+
     /// Queues a job. Its outcome is delivered with `handle`; if it is refused, the handle comes back.
     pub fn submit(&self, handle: H, job: Job) -> Result<(), (H, Refused)> {
         let shared = &self.shared;

@@ -63,6 +63,8 @@ pub enum Reply<'a> {
     },
     /// It does not use these pieces of the arguments' memory any more.
     Released { released: Vec<u64> },
+    /// What it says besides answers (a log record, say), for those who know the kind.
+    Note { kind: u8, payload: Piece<'a> },
 }
 
 /// A frame that no correct peer sends.
@@ -75,6 +77,7 @@ const READY: u8 = 3;
 const UNUSABLE: u8 = 4;
 const ANSWER: u8 = 5;
 const RELEASED: u8 = 6;
+const NOTE: u8 = 7;
 
 impl<'a> Request<'a> {
     /// Appends the frame to `out`.
@@ -153,6 +156,10 @@ impl<'a> Reply<'a> {
                 out.push(RELEASED);
                 put_numbers(out, released);
             }
+            Self::Note { kind, payload } => {
+                out.extend([NOTE, *kind]);
+                put_piece(out, payload);
+            }
         }
     }
 
@@ -180,6 +187,10 @@ impl<'a> Reply<'a> {
             }),
             RELEASED => Ok(Self::Released {
                 released: numbers(&mut rest)?,
+            }),
+            NOTE => Ok(Self::Note {
+                kind: byte(&mut rest)?,
+                payload: piece(&mut rest)?,
             }),
             _ => Err(Malformed),
         }

@@ -145,6 +145,9 @@ fn echo(worker: Worker) -> u64 {
         }
         let payload = [&arguments[..], &arguments[..]].concat();
         let views: Vec<_> = buffers.iter().map(Vec::as_slice).collect();
+        if job % 7 == 0 {
+            worker.note(3, &arguments).unwrap();
+        }
         if arguments.is_empty() {
             worker.answer(job, Status::Nothing, &[], &[]).unwrap();
         } else {
@@ -206,6 +209,12 @@ fn calls_of_all_sizes_are_answered_in_order_through_full_rings() {
             }
             Some(Said::Ready) => ready = true,
             Some(Said::Unusable(text)) => panic!("{text}"),
+            // In order: what a job says comes before its answer.
+            Some(Said::Note(note)) => {
+                let &(job, length) = expected.front().unwrap();
+                assert_eq!((job % 7, note.kind), (0, 3));
+                assert_eq!(taken(note.payload), pattern(length, 1));
+            }
             Some(Said::Answer {
                 job,
                 status,

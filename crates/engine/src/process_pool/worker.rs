@@ -105,6 +105,14 @@ struct Slot {
     began_ns: AtomicU64,
 }
 
+/// A note that was published will be heard, at the latest with this worker's last words, even if nobody could be woken.
+fn said(pushed: io::Result<()>) -> io::Result<()> {
+    match pushed {
+        Err(error) if error.kind() != io::ErrorKind::InvalidData => Ok(()),
+        said => said,
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing under these locks panics half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -307,6 +315,27 @@ impl Worker {
         slot.job.store(0, Ordering::Release);
         reached(Step::Ended);
         Ok(())
+    }
+
+    /// Says something besides answers. An error of kind `OutOfMemory` means that there is no room for so much; every
+    /// other one that the pool cannot be reached.
+    pub fn note(&self, kind: u8, payload: &[u8]) -> io::Result<()> {
+        let mut answering = locked(&self.answering);
+        self.collect_returns(&mut answering)?;
+        if payload.len() <= INLINE_MOST {
+            let payload = Piece::Inline(payload);
+            return said(self.push(&mut answering, &Reply::Note { kind, payload }));
+        }
+        let offset = self
+            .results
+            .allocate(payload.len())
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        self.results.mapping().copy_in(offset as usize, payload);
+        let payload = Piece::Shared {
+            offset,
+            length: payload.len() as u64,
+        };
+        said(self.push(&mut answering, &Reply::Note { kind, payload }))
     }
 
     /// Frees the pieces of results that the pool does not use any more.

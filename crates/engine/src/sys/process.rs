@@ -65,6 +65,11 @@ pub fn wait_child(child: &Child, limit: Duration) -> bool {
         .is_ok_and(|pidfd| wait_end(pidfd, limit))
 }
 
+/// Asks the kernel to have this process go on, if it is stopped, when its parent's thread ends.
+pub fn go_on_without_parent() -> io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(Signal::CONT))?)
+}
+
 /// Asks the kernel to end this process when its parent's thread ends; false if the parent is gone already.
 ///
 /// Only right for a child of a single-threaded parent: the signal follows the *thread* that forked.
