@@ -32,6 +32,8 @@ use crate::waiting::Wake;
 
 /// A timeout that nobody lives to see: three thousand years.
 const FOR_EVER: f64 = 1e11;
+/// Other threads run while more bytes than this are copied.
+const WORTH_DETACHING: usize = 1 << 20;
 /// How often a thread that waits for a pool to close looks for signals such as Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(40);
 
@@ -389,7 +391,12 @@ impl ProcessPool {
             .map(|buffer| {
                 let buffer = Contiguous::get(buffer)?;
                 kept.extend(buffer.segment(py));
-                let payload = self.inner.payload(buffer.bytes(), &mut room);
+                let bytes = buffer.bytes();
+                let payload = if bytes.len() < WORTH_DETACHING {
+                    self.inner.payload(bytes, &mut room)
+                } else {
+                    py.detach(|| self.inner.payload(bytes, &mut room))
+                };
                 payload.ok_or_else(|| self.no_room(py))
             })
             .collect();

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
+use super::copy::copy;
 use rustix::fs::{
     FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, Stat, fallocate, fcntl_add_seals, fstat,
     ftruncate, memfd_create, open, stat,
@@ -116,7 +117,7 @@ impl Mapping {
             return false;
         };
         // SAFETY: the target lies inside the mapping; `from` is memory of this process outside of it.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), target.as_ptr(), from.len()) };
+        unsafe { copy(from.as_ptr(), target.as_ptr(), from.len()) };
         true
     }
 

@@ -12,6 +12,7 @@
 
 pub mod channel;
 pub mod clock;
+mod copy;
 pub mod doorbell;
 pub mod futex;
 pub mod identity;
