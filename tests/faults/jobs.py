@@ -197,3 +197,174 @@ def mark_and_answer(log: Path, number: int, data: bytes, length: int) -> tuple[i
     with log.open("ab", buffering=0) as file:
         file.write(number.to_bytes(8, "little"))
     return number, len(data), bytes([number % 251]) * length
+
+
+def put_files_in_our_places(folder: Path, times: int = 1) -> None:
+    """Close every descriptor, and open files that get the same numbers, for good."""
+    os.closerange(3, 4096)
+    for at in range(20):
+        descriptor = os.open(folder / str(at), os.O_RDWR | os.O_CREAT)
+        os.write(descriptor, b"of the user" * times)
+
+
+_held: list[int] = []
+
+
+def use_up_descriptors() -> int:
+    """Open files until there are no descriptors left, and keep them."""
+    count = 0
+    try:
+        while True:
+            _held.append(os.open(os.devnull, os.O_RDONLY))
+            count += 1
+    except OSError:
+        return count
+
+
+def change_signals(how: str) -> str:
+    """Have every signal do something else from now on."""
+    for number in signal.valid_signals():
+        if number in (signal.SIGKILL, signal.SIGSTOP):
+            continue
+        if how == "block":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+        else:
+            signal.signal(number, signal.SIG_IGN if how == "ignore" else signal.SIG_DFL)
+    return how
+
+
+def stop_itself(path: Path) -> None:
+    """Stop this worker, after saying which it is."""
+    path.with_suffix(".new").write_text(str(os.getpid()))
+    path.with_suffix(".new").rename(path)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(600)
+
+
+def kill_parent() -> None:
+    """Kill the process that this one was forked from."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def kill_siblings() -> int:
+    """Kill all other workers."""
+    zygote = os.getppid()
+    others = Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()
+    for pid in others:
+        if int(pid) != os.getpid():
+            os.kill(int(pid), signal.SIGKILL)
+    return len(others) - 1
+
+
+def be_traced() -> None:
+    """Have this process stop at its next signal, until its parent, which does not know, lets it go on."""
+    ctypes.CDLL(None).ptrace(0, 0, 0, 0)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(600)
+
+
+def leave_a_child() -> int:
+    """Start a program and leave it."""
+    import subprocess
+
+    program = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return program.pid
+
+
+class OnLoad:
+    """Calls something when it is unpickled."""
+
+    def __init__(self, function: Any, argument: Any) -> None:
+        self.function, self.argument = function, argument
+
+    def __reduce__(self) -> Any:
+        return self.function, (self.argument,)
+
+    def __repr__(self) -> str:
+        return f"{self.function.__name__}({self.argument!r})"
+
+
+class Reduced:
+    """Tells pickle something else than how it is made."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return self.value
+
+    def __repr__(self) -> str:
+        return f"reduced to {self.value!r}"
+
+
+def make(kind: type[Any], attributes: dict[str, Any]) -> Any:
+    """An object that was never pickled on its way here."""
+    value = object.__new__(kind)
+    value.__dict__.update(attributes)
+    return value
+
+
+class Odd(BaseException):
+    """Neither an `Exception` nor one that Python knows."""
+
+
+def raise_it(error: BaseException) -> None:
+    """Raise what is given."""
+    raise error
+
+
+class Liar(Exception):
+    """Its pickle is not what it seems."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.how = how
+
+    def __reduce__(self) -> Any:
+        match self.how:
+            case "not an exception":
+                return int, (5,)
+            case "raises":
+                return raise_it, (ValueError("when unpickled"),)
+            case "exits":
+                return raise_it, (SystemExit(3),)
+            case "interrupts":
+                return raise_it, (KeyboardInterrupt(),)
+            case "odd":
+                return raise_it, (Odd(),)
+            case "nonsense":
+                return 5
+            case _:
+                return Liar, (self.how,)
+
+    def __str__(self) -> str:
+        if self.how == "str":
+            raise ValueError("no text")
+        return self.how
+
+
+def raise_liar(how: str) -> None:
+    """Fail with one of these."""
+    raise Liar(how)
+
+
+class Enormous:
+    """Pickles to more bytes than there is room for, none of which exist before they are touched."""
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        import mmap
+        import pickle
+
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+        return len, (pickle.PickleBuffer(mmap.mmap(-1, 65 << 30, flags=flags)),)
+
+
+def limit_memory(length: int) -> bytes:
+    """Allow this worker little more memory than it has, then make something."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * os.sysconf("SC_PAGE_SIZE") + (16 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    return bytes(length)

@@ -161,10 +161,14 @@ impl Mapping {
         Identity::of(&self.fd)
     }
 
-    /// Gives the pages of a range back to the system; they read as zero afterwards.
+    /// Gives the pages of a range back to the system; they read as zero afterwards. By address, as the descriptor may
+    /// have been closed by a job, and stand for a file of the user's by now.
     pub fn discard(&self, offset: usize, length: usize) -> io::Result<()> {
-        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(fallocate(&self.fd, mode, offset as u64, length as u64)?)
+        let start = self
+            .address(offset, length)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: the range lies inside the mapping, and its bytes are the caller's to lose.
+        Ok(unsafe { madvise(start.as_ptr().cast(), length, Advice::LinuxRemove) }?)
     }
 }
 
