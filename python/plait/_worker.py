@@ -193,11 +193,11 @@ class Server:
 
     def fail(self, job: int, error: BaseException) -> None:
         """Send back an exception with the text of its traceback."""
-        import traceback
-
         # The first frame is `serve`'s and tells nobody anything.
         trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
         try:
+            import traceback  # which a job may have made impossible
+
             text = "".join(traceback.format_exception(type(error), error, trace))
         except BaseException as inner:  # it is the user's class
             text = (
