@@ -61,7 +61,7 @@ free-threaded: | requirements ## compile for free-threaded Python 3.14 (needs th
 		&& echo "free-threaded 3.14: compiles"; \
 	else echo "free-threaded: skipped, $(SHARED)/pythons is not there"; fi
 
-conformance: ## CPython's own concurrent.futures tests on our executors (needs the runner in SHARED)
+conformance: ## CPython's own tests of concurrent.futures and multiprocessing on ours (needs the runners in SHARED)
 	@if [ ! -d "$(SHARED)/conformance" ]; then echo "conformance: skipped, $(SHARED)/conformance is not there"; \
 	elif [ -z "$(CONFORMANCE_PYTHON)" ]; then echo "conformance: skipped, no Python here has CPython's test_concurrent_futures"; \
 	else $(MAKE) --no-print-directory build PYTHON="$(CONFORMANCE_PYTHON)" \

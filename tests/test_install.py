@@ -7,7 +7,9 @@ import concurrent.futures.process
 import concurrent.futures.thread
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +83,7 @@ asyncio.run(main())
 def test_the_package_costs_next_to_nothing_to_import() -> None:
     program = """
 import sys
+import tempfile
 before = set(sys.modules)
 import plait
 print(*sorted(set(sys.modules) - before))
@@ -100,3 +103,45 @@ def test_every_public_name_is_there() -> None:
     assert set(plait.__all__) <= set(dir(plait))
     with pytest.raises(AttributeError, match="module 'plait' has no attribute 'nonsense'"):
         plait.nonsense  # noqa: B018
+
+
+def test_it_replaces_multiprocessing() -> None:
+    program = """
+import multiprocessing, multiprocessing.pool, sys
+import plait, plait.multiprocessing
+multiprocessing.set_start_method("spawn", force=True)
+before = multiprocessing.get_context("forkserver")
+plait.install()
+plait.install()
+assert multiprocessing.get_start_method() == "spawn"
+assert multiprocessing.get_context() is plait.multiprocessing.get_context()
+assert multiprocessing.Process is plait.multiprocessing.Process
+assert multiprocessing.pool.Pool is plait.multiprocessing.pool.Pool
+from multiprocessing import Lock, Queue
+assert type(Lock()) is type(plait.multiprocessing.Lock())
+assert isinstance(multiprocessing.get_context("fork"), multiprocessing.context.BaseContext)
+if __name__ == "__main__":
+    queue = Queue()
+    for context in (multiprocessing, before):
+        with context.Pool(1) as pool:
+            assert isinstance(pool, plait.multiprocessing.pool.Pool)
+            print(pool.apply(len, ("four",)))
+        child = context.Process(target=queue.put, args=("put",))
+        child.start()
+        print(queue.get(timeout=60))
+        child.join()
+    plait.uninstall()
+    assert not isinstance(multiprocessing.get_context(), type(plait.multiprocessing.get_context("spawn")))
+    assert multiprocessing.get_start_method() == "spawn"
+    assert multiprocessing.pool.Pool is not plait.multiprocessing.pool.Pool
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "script.py"
+        script.write_text(
+            program.replace('set_start_method("spawn")', 'set_start_method("spawn", force=True)')
+        )
+        ran = subprocess.run(
+            [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert ran.stderr == ""
+    assert ran.stdout.split() == ["4", "put"] * 2

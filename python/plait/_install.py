@@ -1,4 +1,4 @@
-"""`install`: the standard executors, by their standard names, become plait's."""
+"""`install`: the standard executors and `multiprocessing`, by their standard names, become plait's."""
 
 from __future__ import annotations
 
@@ -6,26 +6,46 @@ import concurrent.futures
 import concurrent.futures.process
 import concurrent.futures.thread
 import threading
+from collections.abc import Iterator
+from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 __all__ = ["install", "uninstall"]
 
 _lock = threading.Lock()
 # What was there before, by module and name.
-_replaced: dict[tuple[ModuleType, str], type[concurrent.futures.Executor]] = {}
+_replaced: dict[tuple[ModuleType, str], Any] = {}
+
+# The modules of `multiprocessing` of which plait has its own.
+_MODULES = (
+    "",
+    ".connection",
+    ".dummy",
+    ".forkserver",
+    ".managers",
+    ".pool",
+    ".popen_forkserver",
+    ".popen_spawn_posix",
+    ".queues",
+    ".shared_memory",
+    ".sharedctypes",
+    ".synchronize",
+)
 
 
 def install() -> None:
-    """Put `plait.futures`' executors in the place of the standard ones, for all who look them up from now on.
+    """Put plait's executors and `multiprocessing` in the place of the standard ones.
 
     Replaced are ``ThreadPoolExecutor`` and ``ProcessPoolExecutor`` in `concurrent.futures`,
-    `concurrent.futures.thread` and `concurrent.futures.process`. Code that has imported the classes by name
-    before keeps the standard ones, as do executors that exist already: call this first. Nothing else changes;
-    `asyncio.to_thread` and ``loop.run_in_executor(None, ...)`` use plait's threads too, because they look the
-    name up.
+    `concurrent.futures.thread` and `concurrent.futures.process`, and what `plait.multiprocessing` has of its
+    own in `multiprocessing` and its modules. Code that has imported the names before keeps the standard ones,
+    as do executors, contexts and other objects that exist already: call this first. The start method stays
+    what it was set to; if it was not, it is plait's zygote. `asyncio.to_thread` and
+    ``loop.run_in_executor(None, ...)`` use plait's threads too, because they look the name up.
 
-    May be called again, which changes nothing. Thread-safe. A forked child inherits it, a spawned one does
-    not.
+    May be called again, which changes nothing. Thread-safe. A forked child inherits it; another one does if
+    it imports a main module that calls this.
     """
     with _lock:
         from plait import futures
@@ -36,13 +56,39 @@ def install() -> None:
         }
         for name, (executor, home) in ours.items():
             for module in (concurrent.futures, home):
-                if (module, name) not in _replaced:
-                    _replaced[module, name] = getattr(module, name)
-                    setattr(module, name, executor)
+                _replace(module, name, executor)
+        for module, name, value in list(_of_multiprocessing()):
+            _replace(module, name, value)
+
+
+def _replace(module: ModuleType, name: str, value: Any) -> None:
+    if (module, name) not in _replaced:
+        _replaced[module, name] = getattr(module, name)
+        setattr(module, name, value)
+
+
+def _of_multiprocessing() -> Iterator[tuple[ModuleType, str, Any]]:
+    """What is replaced in `multiprocessing`: where, its name, and by what."""
+    from multiprocessing import context as standard
+
+    from plait.multiprocessing import context
+
+    chosen = standard._default_context._actual_context  # type: ignore[attr-defined]
+    if (standard, "_default_context") not in _replaced and chosen is not None:
+        context._force_start_method(chosen._name)
+    for name in ("Process", "_concrete_contexts", "_default_context"):
+        yield standard, name, getattr(context, name)
+    for module in _MODULES:
+        theirs = import_module("multiprocessing" + module)
+        mine = import_module("plait.multiprocessing" + module)
+        for name, value in vars(theirs).items():
+            other = vars(mine).get(name, value)
+            if other is not value and not name.startswith("_") and not isinstance(value, ModuleType):
+                yield theirs, name, other
 
 
 def uninstall() -> None:
-    """Put the standard executors back. Executors that exist go on as what they are. Thread-safe."""
+    """Put the standard names back. Objects that exist go on as what they are. Thread-safe."""
     with _lock:
         while _replaced:
             (module, name), executor = _replaced.popitem()
