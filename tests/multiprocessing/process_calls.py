@@ -112,3 +112,17 @@ def put_remembered(item: object) -> None:
     queue, lock = STATE
     with lock:
         queue.put(item)
+
+
+def send_all(ends: list[Any], data: bytes) -> None:
+    for end in ends:
+        end.send(len(data))
+
+
+def send_of_a_child(end: Any) -> None:
+    """Have a child of this process send."""
+    import plait.multiprocessing
+
+    child = plait.multiprocessing.Process(target=send, args=(end, "from a grandchild"))
+    child.start()
+    child.join()

@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import sys
+import warnings
 
 # As `typing.TYPE_CHECKING`, without importing it.
 TYPE_CHECKING = False
@@ -85,7 +86,9 @@ def _leaves_threads() -> bool:
     """Whether there are threads that stay. Some libraries end theirs before a fork."""
     if len(os.listdir("/proc/self/task")) == 1:  # noqa: PTH208
         return False
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: they are what this is about
+        pid = os.fork()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
