@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # `signal` and `socket` import `enum` and more,
 import _socket  # which takes several milliseconds
+import faulthandler
 import marshal
 import os
 import select
@@ -174,7 +175,8 @@ class Zygote:
         self.run_worker = _worker.main
         self.socket = socket
         self.outfit = outfit
-        self.workers: dict[int, tuple[bytes, int]] = {}  # pidfd: (worker's number, process id)
+        # pidfd: (worker's number, process id, memory for what it says while it crashes)
+        self.workers: dict[int, tuple[bytes, int, int]] = {}
         self.poll = select.poll()
         self.poll.register(socket.fileno(), select.POLLIN)
         # The link alone is not enough: a process that the pool's process forked may hold the other end open.
@@ -204,6 +206,7 @@ class Zygote:
 
     def fork(self, worker: bytes, fds: list[int]) -> None:
         """Start one worker and report it."""
+        crash = os.memfd_create("plait-crash")
         try:
             pid = os.fork()
         except OSError as error:
@@ -213,15 +216,19 @@ class Zygote:
             zygote = os.getppid()
             self.socket.close()
             os.close(self.pool)
-            for pidfd in self.workers:
+            for pidfd, (_, _, others) in self.workers.items():
                 os.close(pidfd)
+                os.close(others)
+            faulthandler.enable(crash)
             number = int.from_bytes(worker, "little") + 1
             self.run_worker(zygote, fds[0], fds[1], fds[2], number, self.outfit)
         for fd in fds:
             os.close(fd)
-        if pid > 0:
+        if pid < 0:
+            os.close(crash)
+        else:
             pidfd = os.pidfd_open(pid)
-            self.workers[pidfd] = (worker, pid)
+            self.workers[pidfd] = (worker, pid, crash)
             self.poll.register(pidfd, select.POLLIN)
             self.say(b"+" + worker + pid.to_bytes(4, "little"), pidfd)
 
@@ -229,9 +236,11 @@ class Zygote:
         """Report that a worker has ended."""
         self.poll.unregister(pidfd)
         os.close(pidfd)
-        worker, pid = self.workers.pop(pidfd)
+        worker, pid, crash = self.workers.pop(pidfd)
         _, status = os.waitpid(pid, 0)
-        self.say(b"-" + worker + pid.to_bytes(4, "little") + status.to_bytes(4, "little", signed=True))
+        said = [crash] if os.fstat(crash).st_size else []
+        self.say(b"-" + worker + pid.to_bytes(4, "little") + status.to_bytes(4, "little", signed=True), *said)
+        os.close(crash)
 
     def say(self, message: bytes, *fds: int) -> None:
         """Tell the pool; if it is gone, the next poll says so."""
@@ -244,7 +253,7 @@ class Zygote:
 
     def end(self) -> NoReturn:
         """End every worker, then this process."""
-        for pidfd, (_, pid) in self.workers.items():
+        for pidfd, (_, pid, _) in self.workers.items():
             _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
             os.waitpid(pid, 0)
         os._exit(0)

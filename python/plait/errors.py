@@ -18,23 +18,38 @@ class WorkerDied(concurrent.futures.BrokenExecutor):
         pid: the process id the worker had.
         exitcode: its exit status, or ``None`` if a signal ended it.
         signal: the number of the signal that ended it, or ``None`` if it exited.
+        traceback: where it was when it crashed, in Python (from `faulthandler`); empty if it did not crash.
+        out_of_memory: whether the system's out-of-memory killer ended it.
     """
 
-    def __init__(self, job: str, pid: int, exitcode: int | None, signal: int | None) -> None:
-        super().__init__(job, pid, exitcode, signal)
+    def __init__(
+        self,
+        job: str,
+        pid: int,
+        exitcode: int | None,
+        signal: int | None,
+        traceback: str = "",
+        out_of_memory: bool = False,
+    ) -> None:
+        super().__init__(job, pid, exitcode, signal, traceback, out_of_memory)
         self.job = job
         self.pid = pid
         self.exitcode = exitcode
         self.signal = signal
+        self.traceback = traceback
+        self.out_of_memory = out_of_memory
 
     def __str__(self) -> str:
-        if self.signal is not None:
+        if self.out_of_memory:
+            cause = "was killed by the system because memory ran out (out-of-memory killer, SIGKILL)"
+        elif self.signal is not None:
             cause = f"was killed by {_signal_name(self.signal)}"
         elif self.exitcode is not None:
             cause = f"exited with status {self.exitcode}"
         else:
             cause = "ended without telling why"
-        return f"the worker (pid {self.pid}) that ran {self.job} {cause}; only this job is affected"
+        text = f"the worker (pid {self.pid}) that ran {self.job} {cause}; only this job is affected"
+        return f"{text}\n{self.traceback.rstrip()}" if self.traceback else text
 
 
 class OwnerDied(RuntimeError):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from _signal import SIGKILL  # type: ignore[import-not-found]
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, NoReturn
 from plait import _rust, _serialize
 from plait._exit import interrupted
 from plait._job import DEFAULT_OPTIONS, JobOptions, job_name
+from plait._memory_kills import memory_kills
 from plait._notes import Notes, settings
 from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
 from plait.future import Future
@@ -150,6 +152,7 @@ class ProcessPool:
 
     def _configure(self) -> None:
         """Tell workers that will be started what this process is like now."""
+        memory_kills.watch()
         configuration = {"path": sys.path, "authkey": _authkey(), "relay": settings(), **self._outfit}
         self._core.configure(marshal.dumps(configuration))
 
@@ -218,7 +221,8 @@ class ProcessPool:
         job = name if isinstance(name, str) else job_name(name, DEFAULT_OPTIONS)
         match kind:
             case "died" | "terminated":
-                return cls.worker_died(job, pid, exitcode, signal)
+                starved = kind == "died" and signal == SIGKILL and memory_kills.is_new()
+                return cls.worker_died(job, pid, exitcode, signal, _without_us(text), starved)
             case "overdue":
                 return TaskTimeout(job, timeout or 0.0)
             case "unpicklable":
@@ -229,6 +233,12 @@ class ProcessPool:
                 from concurrent.futures.process import BrokenProcessPool
 
                 return BrokenProcessPool(f"no worker of the pool can be used: {text}")
+
+
+def _without_us(traceback: str) -> str:
+    """A crash's text without the frames by which a worker came to run the job."""
+    ours = tuple(f'  File "{Path(__file__).with_name(name)}"' for name in ("_worker.py", "_zygote.py"))
+    return "".join(line for line in traceback.splitlines(keepends=True) if not line.startswith(ours))
 
 
 class RefusedFuture(Future[Any]):

@@ -55,6 +55,8 @@ pub(super) struct State<H> {
     pub(super) timed: usize,
     /// Why workers cannot be used.
     pub(super) unusable: String,
+    /// What the worker that is being buried wrote while it crashed.
+    pub(super) crash: String,
     /// Gone when the pool is closed.
     pub(super) plumbing: Option<Arc<Plumbing>>,
     /// Finds the best width, if it is to be found.
@@ -154,6 +156,7 @@ impl<H: Handle> Shared<H> {
             notes: Notes::default(),
             timed: 0,
             unusable: String::new(),
+            crash: String::new(),
             plumbing: Some(plumbing),
             helpers: 0,
             listening: false,
@@ -301,7 +304,7 @@ impl<H: Handle> Shared<H> {
                 let text = if cause == Cause::Unusable {
                     state.unusable.clone()
                 } else {
-                    String::new()
+                    state.crash.clone()
                 };
                 state.finish(
                     job,
@@ -321,8 +324,8 @@ impl<H: Handle> Shared<H> {
         }
     }
 
-    /// A lane for a worker. Its process is the collector's to ask for: the zygote dies with the *thread* that started
-    /// it, and that must be one that lives as long as the pool.
+    /// A lane for a worker. Its process is the collector's to ask for: the zygote's parent-death signal
+    /// follows the *thread* that started it, and that must be one that lives as long as the pool.
     fn spawn(&self, state: &mut State<H>, worker: WorkerId) -> io::Result<()> {
         state
             .links

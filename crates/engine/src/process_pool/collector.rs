@@ -225,7 +225,12 @@ impl<H: Handle> Shared<H> {
                     worker,
                     pid,
                     status,
-                })) => self.bury(state, worker, pid, status.into()),
+                    crash,
+                })) => {
+                    state.crash = crash;
+                    self.bury(state, worker, pid, status.into());
+                    state.crash.clear();
+                }
                 Ok(Some(Report::Failed { worker, errno })) => {
                     let error = io::Error::from_raw_os_error(errno);
                     state.unusable = format!("a worker process could not be forked: {error}");

@@ -2,7 +2,7 @@
 //!
 //! To the zygote: `CONFIGURE` (one descriptor: the configuration's bytes) once, then `SPAWN worker` (three descriptors:
 //! lane, arguments, doorbell). From it: `STARTED worker pid` (one descriptor: a pidfd), `EXITED worker pid status` (as
-//! `wait` gives it), `FAILED worker errno` (it could not fork). The end of the link on either side ends the other.
+//! `wait` gives it; one descriptor if it crashed and left a text about that), `FAILED worker errno` (it could not fork). The end of the link on either side ends the other.
 #![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
 use std::ffi::OsString;
@@ -24,6 +24,8 @@ const FAILED: u8 = b'!';
 
 /// How long a zygote may take to leave, which means to end its workers, before it is ended.
 const LONGEST_LEAVE: Duration = Duration::from_secs(2);
+/// So much of a crashed worker's text is read.
+const LONGEST_CRASH: usize = 64 << 10;
 
 /// How to start a zygote.
 #[derive(Debug, Clone)]
@@ -48,6 +50,8 @@ pub enum Report {
         worker: WorkerId,
         pid: u32,
         status: i32,
+        /// What it wrote while it crashed.
+        crash: String,
     },
     /// The worker could not be forked.
     Failed { worker: WorkerId, errno: i32 },
@@ -106,6 +110,7 @@ impl Zygote {
                 worker,
                 pid: u32::from_le_bytes(chunk(&mut rest)?),
                 status: i32::from_le_bytes(chunk(&mut rest)?),
+                crash: message.fds.pop().map(text_in).unwrap_or_default(),
             },
             FAILED => Report::Failed {
                 worker,
@@ -133,6 +138,16 @@ impl AsFd for Zygote {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
+}
+
+/// The text that memory holds; what cannot be read is no text.
+fn text_in(memory: OwnedFd) -> String {
+    let Ok(mapping) = Mapping::open(memory) else {
+        return String::new();
+    };
+    let mut bytes = vec![0; mapping.len().min(LONGEST_CRASH)];
+    mapping.copy_out(0, &mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn chunk<const N: usize>(rest: &mut &[u8]) -> io::Result<[u8; N]> {
