@@ -296,6 +296,8 @@ class Chaos:
 
         for number in rest:
             task = Task(number, f"map {kind}", (), retries, None, expected)
+            while self.is_ahead():
+                time.sleep(0.001)
             try:
                 value = next(results)
             except Exception as error:
