@@ -36,9 +36,17 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return True
 
 
-def segments(pid: int | str = "self") -> int:
-    """How many shared segments a process has mapped."""
-    return Path(f"/proc/{pid}/maps").read_text().count("memfd:plait-shared")
+def inode_of(shared: plait.Shared[Any]) -> int:
+    """What tells its memory from that of others in /proc."""
+    ticket = bytes(memoryview(shared._held.segment.ticket()))  # type: ignore[union-attr]
+    return int.from_bytes(ticket[32:40], "little")
+
+
+def segments(inode: int | None = None, pid: int | str = "self") -> int:
+    """How many shared segments, or mappings of a certain one, a process has."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    mine = [line for line in lines if "memfd:plait-shared" in line]
+    return sum(inode is None or line.split()[4] == str(inode) for line in mine)
 
 
 def total(shared: plait.Shared[Any], start: int = 0) -> int:
@@ -151,12 +159,13 @@ def test_everybody_lets_go(ex: plait.Executor) -> None:
     ticket = bytes(pickle.dumps(shared))
     assert set(ex.map(total, [shared] * 20)) == {100_000}
     pids = {ex.submit(os.getpid).result() for _ in range(20)}
-    assert segments() == 1
-    assert any(segments(pid) for pid in pids)
+    inode = inode_of(shared)
+    assert segments(inode) == 1
+    assert any(segments(inode, pid) for pid in pids)
     del shared
     gc.collect()
-    assert eventually(lambda: segments() == 0)
-    assert eventually(lambda: not any(map(segments, pids)))
+    assert eventually(lambda: segments(inode) == 0)
+    assert eventually(lambda: not any(segments(inode, pid) for pid in pids))
     with pytest.raises(LookupError, match=f"shared by process {os.getpid()} is gone"):
         pickle.loads(ticket)
 
@@ -180,7 +189,7 @@ def test_a_view_that_a_job_keeps_stays_valid() -> None:
         shared.close()
         time.sleep(1.5)  # longer than it takes a worker to look
         assert ex.submit(kept).result() == (pid, 1000)
-        assert segments(pid) == 1
+        assert segments(pid=pid) == 1
 
 
 def same(shared: plait.Shared[Any]) -> plait.Shared[Any]:
@@ -267,6 +276,6 @@ def test_a_worker_that_dies_holds_nothing(ex: plait.Executor) -> None:
     with pytest.raises(plait.WorkerDied):
         ex.submit(die, shared).result()
     assert ex.submit(total, shared).result() == 100_000
+    inode = inode_of(shared)
     shared.close()
-    gc.collect()
-    assert eventually(lambda: segments() == 0)
+    assert eventually(lambda: segments(inode) == 0)

@@ -27,6 +27,8 @@ from typing import Any
 import cloudpickle
 from cloudpickle.cloudpickle import _function_setstate
 
+from plait._serialize import reduce_view
+
 _MAIN = ("__main__", "__mp_main__")
 
 
@@ -53,7 +55,9 @@ def dumps(
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
     def __init__(self, known: dict[type, Callable[[Any], Any]], *args: Any) -> None:
-        self.dispatch_table = ChainMap(*cloudpickle.Pickler.dispatch_table.maps, known)
+        # cloudpickle would make bytes of a memoryview.
+        ours = {memoryview: reduce_view}
+        self.dispatch_table = ChainMap(ours, *cloudpickle.Pickler.dispatch_table.maps, known)
         super().__init__(*args)
         self._main = _Main()
 

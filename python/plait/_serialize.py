@@ -3,7 +3,8 @@
 pickle is some ten times faster and sends importable things by reference. cloudpickle sends what the other
 process cannot import (lambdas, closures, everything defined in ``__main__``) by value. Large buffers (numpy
 arrays and whatever else supports protocol 5) are handed out beside the pickle, so that they are copied once,
-into shared memory.
+into shared memory. So are large ``bytes`` and ``bytearray``, which pickle itself would put inside, and
+memoryviews, which it does not take.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import marshal
 import sys
 from _operator import is_
+from _pickle import PickleBuffer
 from _pickle import dumps as _pickle  # `pickle` itself takes a worker's start some milliseconds
 from _pickle import loads as _unpickle
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -18,14 +20,19 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 # As `typing.TYPE_CHECKING`, without importing it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _pickle import PickleBuffer
     from collections.abc import Callable
     from typing import Any
 
 PROTOCOL = 5
 
-_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+_PLAIN = frozenset({int, float, complex, bool, str, type(None)})
 """Types that pickle as they are: nothing in them can refuse, or refer to another module."""
+
+_LARGE = 64 << 10
+"""From this length on bytes are handed out beside the pickle."""
+
+_MOST_LOOKED_AT = 256
+"""How many parts of a value are looked at in search of large bytes."""
 
 _MOST_BUFFERS = 1024
 """How many buffers a pickle may leave outside: each takes a place in a frame, and a page of shared memory."""
@@ -39,6 +46,7 @@ def dumps(value: Any) -> tuple[bytes, list[PickleBuffer]]:
     kind = type(value)
     if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value))):
         return _pickle(value, PROTOCOL), []
+    value = _outside(value)
     if not _knows_connections and "multiprocessing.connection" in sys.modules:
         _know_connections()
     buffers: list[PickleBuffer] = []
@@ -50,6 +58,90 @@ def dumps(value: Any) -> tuple[bytes, list[PickleBuffer]]:
     if _names_main(payload):
         return _dumps_by_value(value)
     return (payload, buffers) if len(buffers) <= _MOST_BUFFERS else (_pickle(value, PROTOCOL), [])
+
+
+class _Outside:
+    """Stands for large bytes, a bytearray or a memoryview, and comes back as that; its bytes go beside."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if type(self.value) is memoryview:
+            return reduce_view(self.value)
+        return type(self.value), (PickleBuffer(self.value),)
+
+
+def reduce_view(view: memoryview) -> tuple[Any, ...]:
+    """How a memoryview is pickled; raises TypeError for one whose items only its owner understands."""
+    kind = view.format.lstrip("@")
+    if len(kind) != 1:
+        raise TypeError(f"cannot pickle a memoryview with the format {view.format!r}")
+    content = view if view.c_contiguous else bytearray(view.tobytes())
+    return _view, (PickleBuffer(content), kind, view.shape, view.readonly)
+
+
+def _view(content: Any, kind: str, shape: tuple[int, ...], readonly: bool) -> memoryview:
+    view = memoryview(content).cast("B")
+    # An empty view cannot be given a shape; it has no items that could tell.
+    if 0 not in shape:
+        view = view.cast(kind, shape)  # type: ignore[call-overload] # any length of shape will do
+    elif len(shape) == 1:
+        view = view.cast(kind)  # type: ignore[call-overload]
+    return view.toreadonly() if readonly else view
+
+
+def _outside(value: Any) -> Any:
+    """`value`, or a copy of its containers with something that pickles beside in the place of large bytes.
+
+    Looks into tuples, lists and dicts. A list or dict is copied only if all that is looked at consists of
+    these and of plain values: another object could refer to it, too, and would then bring along a second one.
+    """
+    looked_at, large, opaque = [value], False, False
+    for part in looked_at:
+        kind = type(part)
+        if kind in _PLAIN:
+            continue
+        if len(looked_at) > _MOST_LOOKED_AT:
+            return value
+        if kind is memoryview or ((kind is bytes or kind is bytearray) and len(part) >= _LARGE):
+            large = True
+        elif kind is tuple or kind is list:
+            looked_at += part[: _MOST_LOOKED_AT + 1]
+        elif kind is dict:
+            looked_at += part.values()
+            opaque = opaque or not _PLAIN.issuperset(map(type, part))
+        elif kind is not bytes and kind is not bytearray:
+            opaque = True
+    return _replace(value, opaque, {}) if large else value
+
+
+def _replace(value: Any, opaque: bool, known: dict[int, Any]) -> Any:
+    """`value` with `_Outside` in the place of large bytes; what occurs twice does so in the copy."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    found = known.get(id(value))
+    if found is not None:
+        return found
+    if kind is memoryview or ((kind is bytes or kind is bytearray) and len(value) >= _LARGE):
+        known[id(value)] = found = _Outside(value)
+        return found
+    if kind is tuple:
+        return tuple([_replace(part, opaque, known) for part in value])
+    if opaque:
+        return value
+    if kind is list:
+        known[id(value)] = found = []
+        found += [_replace(part, opaque, known) for part in value]
+        return found
+    if kind is dict:
+        known[id(value)] = found = {}
+        found.update({key: _replace(part, opaque, known) for key, part in value.items()})
+        return found
+    return value
 
 
 _knows_connections = False

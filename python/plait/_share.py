@@ -36,7 +36,7 @@ class _Held:
             with self._lock:
                 if self._value is _UNSET:
                     payload, *buffers = self.segment.parts()
-                    self._value = loads(payload, buffers=buffers)
+                    self._value = loads(payload, buffers=map(memoryview, buffers))
         return self._value
 
 
