@@ -3,7 +3,7 @@
 //! in `src/process_pool/README.md`.
 #![allow(missing_docs)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -44,7 +44,7 @@ fn main() {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let first = arguments.first().and_then(|first| first.to_str());
     match first.unwrap_or("") {
-        "as-zygote" => zygote(Path::new(&arguments[1])),
+        "as-zygote" => zygote(&arguments[1..]),
         "as-worker" => worker(&arguments[1..]),
         "as-pool" => pool_that_may_be_killed(Path::new(&arguments[1])),
         filter => match std::env::var_os(PLAN) {
@@ -117,6 +117,37 @@ fn tests(plan: &Path, filter: &str) {
             );
         }
     }
+    let mut scene = scene;
+    scene.width = 4;
+    let mut test = |name: String, body: &dyn Fn()| {
+        if name.contains(filter) {
+            println!("{name}");
+            body();
+            count += 1;
+        }
+    };
+    for &(name, step) in STEPS.iter().filter(|(_, step)| *step < Step::Spawning) {
+        for (retries, at) in [(0, 3), (0, 10), (1, 6)] {
+            test(
+                format!("wide worker killed at {name}, time {at}, {retries} retries"),
+                &|| wide_worker_killed(&scene, step, at, retries),
+            );
+        }
+    }
+    let mut lost = 0;
+    for seed in 1..=60 {
+        scene.width = 1 + 3 * (seed as usize % 2);
+        scene.rubbish = 1_000 * seed;
+        if "rubbish".contains(filter) {
+            println!("rubbish over lanes, seed {seed}, width {}", scene.width);
+            lost += rubbish_over_lanes(&scene);
+            count += 1;
+        }
+    }
+    assert!(
+        lost > 0 || !"rubbish".contains(filter),
+        "it does no harm at all"
+    );
     println!("{count} faults: each cost what it may cost, and left nothing");
 }
 
@@ -124,6 +155,10 @@ fn tests(plan: &Path, filter: &str) {
 struct Scene {
     plan: File,
     log: PathBuf,
+    /// How many jobs a worker runs at once.
+    width: usize,
+    /// If it is not 0: workers write rubbish over their lanes now and then.
+    rubbish: u64,
 }
 
 impl Scene {
@@ -132,6 +167,8 @@ impl Scene {
         Self {
             plan: file.unwrap(),
             log: plan.with_file_name("log"),
+            width: 1,
+            rubbish: 0,
         }
     }
 
@@ -155,12 +192,19 @@ impl Scene {
     /// How often each job's function was run.
     fn runs(&self) -> BTreeMap<u64, u32> {
         let mut runs = BTreeMap::new();
-        for line in fs::read(&self.log).unwrap().chunks_exact(8) {
-            *runs
-                .entry(u64::from_le_bytes(line.try_into().unwrap()))
-                .or_default() += 1;
+        for (number, _) in self.marks() {
+            *runs.entry(number).or_default() += 1;
         }
         runs
+    }
+
+    /// Which job was run by which worker, in order.
+    fn marks(&self) -> Vec<(u64, u64)> {
+        let log = fs::read(&self.log).unwrap();
+        let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+        log.chunks_exact(16)
+            .map(|line| (number(&line[..8]), number(&line[8..])))
+            .collect()
     }
 
     fn launch(&self) -> Launch {
@@ -170,6 +214,8 @@ impl Scene {
                 program.into(),
                 "as-zygote".into(),
                 self.log.as_os_str().into(),
+                self.width.to_string().into(),
+                self.rubbish.to_string().into(),
             ],
             configuration: b"configuration".to_vec(),
         }
@@ -179,7 +225,7 @@ impl Scene {
 // ---- The processes of a pool -----------------------------------------------------------------------------------
 
 /// As `_zygote.py`, but that it starts workers by `exec`.
-fn zygote(log: &Path) {
+fn zygote(arguments: &[OsString]) {
     let link = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
     let link = Channel::from(link);
     let mut children: Vec<(u64, Child, OwnedFd)> = Vec::new();
@@ -214,16 +260,17 @@ fn zygote(log: &Path) {
             continue;
         }
         let worker = &message.bytes[1..9];
+        let worker_number = u64::from_le_bytes(worker.try_into().unwrap());
         // Taking over a descriptor by its number would be unsafe; the standard streams have names.
         let [lane, memory, doorbell] = <[OwnedFd; 3]>::try_from(message.fds).unwrap();
         let mut command = this_program(&["as-worker", &process::id().to_string()]);
-        command.arg(log).stdin(doorbell).stdout(lane).stderr(memory);
+        command.args(arguments).arg(worker_number.to_string());
+        command.stdin(doorbell).stdout(lane).stderr(memory);
         let child = command.spawn().unwrap();
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
         let text = [b"+", worker, &child.id().to_le_bytes()].concat();
         let _ = link.send(&text, &[pidfd.as_fd()]);
-        let worker = u64::from_le_bytes(worker.try_into().unwrap());
-        children.push((worker, child, pidfd));
+        children.push((worker_number, child, pidfd));
     }
     for (_, child, _) in &mut children {
         let _ = child.kill();
@@ -250,33 +297,117 @@ fn worker(arguments: &[OsString]) {
     let (lane, memory) = (Mapping::open(lane).unwrap(), Mapping::open(memory).unwrap());
     let worker = Worker::new(lane, memory, Doorbell::from_fd(doorbell)).unwrap();
     worker.ready().unwrap();
-    loop {
-        let Some(call) = worker.take().unwrap() else {
-            worker.wait(None).unwrap();
-            continue;
-        };
-        let Call::Run {
-            job,
-            arguments,
-            buffers,
-            ..
-        } = call
-        else {
-            return;
-        };
-        let number = u64::from_le_bytes(bytes(arguments).try_into().unwrap());
-        for buffer in &buffers {
-            assert!(matches!(buffer, Bytes::Shared(lease) if lease.to_vec() == pattern(number)));
+    let number = |at: usize| arguments[at].to_str().unwrap().parse().unwrap();
+    let (width, seed, me): (u64, u64, u64) = (number(2), number(3), number(4));
+    let mut rubbish = (seed != 0).then(|| Rubbish {
+        chance: Chance(seed + me),
+        lane: Mapping::open(std::io::stdout().as_fd().try_clone_to_owned().unwrap()).unwrap(),
+    });
+    let mut begun = Vec::new();
+    let mut told = false;
+    while !told {
+        // A wide one takes what there is, and answers in another order.
+        while begun.len() < width as usize && !told {
+            match worker.take() {
+                Ok(Some(Call::Stop)) => told = true,
+                Ok(Some(Call::Run {
+                    job,
+                    arguments,
+                    buffers,
+                    ..
+                })) => begun.push((job, arguments, buffers)),
+                Ok(None) => break,
+                // It has spoilt its lane.
+                Err(_) if rubbish.is_some() => return,
+                Err(error) => panic!("{error}"),
+            }
         }
-        log.write_all(&number.to_le_bytes()).unwrap();
-        let large = pattern(number);
-        let large = [&large[..]];
-        let results = if number % 4 >= 2 { &large[..] } else { &[] };
-        worker
-            .answer(job, Status::Value, &number.to_le_bytes(), results)
-            .unwrap();
-        // A job's views of its arguments may live longer than the job.
-        drop(buffers);
+        if begun.is_empty() && !told && worker.wait(None).is_err() {
+            assert!(rubbish.is_some());
+            return;
+        }
+        while let Some((job, arguments, buffers)) = begun.pop() {
+            let Ok(number) = bytes(arguments).try_into().map(u64::from_le_bytes) else {
+                return;
+            };
+            for buffer in &buffers {
+                let right =
+                    matches!(buffer, Bytes::Shared(lease) if lease.to_vec() == pattern(number));
+                assert!(right || rubbish.is_some());
+            }
+            note(&mut log, number, me);
+            if rubbish.as_mut().is_some_and(Rubbish::write_now_and_then) {
+                note(&mut log, SCRIBBLED, me);
+            }
+            let large = pattern(number);
+            let large = [&large[..]];
+            let results = if number % 4 >= 2 { &large[..] } else { &[] };
+            let answered = worker.answer(job, Status::Value, &number.to_le_bytes(), results);
+            if answered.is_err() {
+                assert!(rubbish.is_some());
+                return;
+            }
+            // A job's views of its arguments may live longer than the job.
+            drop(buffers);
+        }
+    }
+}
+
+/// Instead of the number of a job: the worker has spoilt its lane.
+const SCRIBBLED: u64 = u64::MAX;
+
+/// By one write, so that it is there whole or not at all.
+fn note(log: &mut File, number: u64, worker: u64) {
+    let line = [number.to_le_bytes(), worker.to_le_bytes()].concat();
+    log.write_all(&line).unwrap();
+}
+
+/// Numbers that look random and are the same in every run (Steele and others' `SplitMix64`).
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+}
+
+/// A worker's job that writes over the lane.
+struct Rubbish {
+    chance: Chance,
+    lane: Mapping,
+}
+
+impl Rubbish {
+    /// Control, rings and window: all before the results' arena.
+    const END: usize = 1 << 20;
+
+    fn write_now_and_then(&mut self) -> bool {
+        let Self { chance, lane } = self;
+        if chance.below(8) != 0 {
+            return false;
+        }
+        for _ in 0..=chance.below(3) {
+            let at = [
+                chance.below(3_000),
+                chance.below(8_192),
+                chance.below(Self::END),
+            ][chance.below(3)];
+            let length = [1, 8, 64, 5_000][chance.below(4)].min(Self::END - at);
+            let bytes = match chance.below(4) {
+                0 => vec![0; length],
+                1 => vec![255; length],
+                _ => (0..length).map(|_| chance.next() as u8).collect(),
+            };
+            assert!(lane.copy_in(at, &bytes));
+        }
+        true
     }
 }
 
@@ -327,6 +458,8 @@ struct Pool {
     answered: u64,
     lost: BTreeMap<u64, (Cause, u32, ProcessEnd)>,
     cancelled: u64,
+    /// Jobs that were given something else than their results.
+    wrong: Vec<u64>,
 }
 
 impl Pool {
@@ -334,6 +467,7 @@ impl Pool {
         let (sender, outcomes) = channel();
         let settings = Settings {
             jobs_per_worker,
+            width: scene.width,
             ..Settings::of(2)
         };
         Self {
@@ -344,6 +478,7 @@ impl Pool {
             answered: 0,
             lost: BTreeMap::new(),
             cancelled: 0,
+            wrong: Vec::new(),
         }
     }
 
@@ -396,11 +531,12 @@ impl Pool {
                     payload,
                     buffers,
                 } => {
-                    assert_eq!(status, Status::Value);
-                    assert_eq!(bytes(payload), number.to_le_bytes());
-                    assert_eq!(buffers.len(), usize::from(number % 4 >= 2));
-                    for buffer in buffers {
-                        assert!(bytes(buffer) == pattern(number), "a wrong result");
+                    let large = buffers.len() == usize::from(number % 4 >= 2)
+                        && buffers
+                            .into_iter()
+                            .all(|buffer| bytes(buffer) == pattern(number));
+                    if !large || status != Status::Value || bytes(payload) != number.to_le_bytes() {
+                        self.wrong.push(number);
                     }
                     self.answered += 1;
                 }
@@ -451,6 +587,7 @@ impl Pool {
 
     /// Closes the pool: nothing of it may be left.
     fn close(self) -> BTreeMap<u64, (Cause, u32, ProcessEnd)> {
+        assert_eq!(self.wrong, [], "wrong results");
         eventually("arguments in use", || {
             self.processes.statistics().blocks == 0
         });
@@ -725,4 +862,61 @@ fn pool_stopped(scene: &Scene, step: Step, at: u32) {
         let status = child.wait().unwrap();
         assert!(status.success(), "{status}");
     });
+}
+
+/// The death of a worker that runs several jobs costs those that it has begun, and no others.
+fn wide_worker_killed(scene: &Scene, step: Step, at: u32, retries: u32) {
+    scene.arm(step, at, KILL);
+    leaving_nothing(scene, || {
+        let replaced = matches!(step, Step::Opened | Step::Ready | Step::Told).then_some(8);
+        let mut pool = Pool::new(scene, replaced, retries);
+        pool.work_until_struck(scene, step);
+        pool.submit(ROUND);
+        pool.listen_to_the_end();
+        let all = pool.next;
+        let lost = pool.close();
+        let pid = scene.struck(step);
+        for end in lost.values() {
+            assert_eq!(*end, (Cause::Died, pid, ProcessEnd::Killed(9)));
+        }
+        let runs = scene.runs();
+        assert!(runs.values().all(|&runs| runs <= 1 + retries), "{runs:?}");
+        let again = runs.values().filter(|&&runs| runs > 1).count();
+        assert!(lost.len() + again <= scene.width, "lost {lost:?}, {runs:?}");
+        assert!(retries == 0 || lost.is_empty(), "{lost:?}");
+        assert!(retries > 0 || takes_a_job(step) != Some(true) || !lost.is_empty());
+        assert!((0..all).all(|number| runs.contains_key(&number) || lost.contains_key(&number)));
+    });
+}
+
+/// Workers that spoil their own lanes fail their own jobs: nobody hangs, and no other worker's job is run twice or has a
+/// wrong result.
+fn rubbish_over_lanes(scene: &Scene) -> usize {
+    scene.arm(Step::Opened, 0, 0);
+    let mut lost = 0;
+    leaving_nothing(scene, || {
+        let mut pool = Pool::new(scene, None, 0);
+        for _ in 0..6 {
+            pool.submit(ROUND);
+            pool.listen_to_the_end();
+        }
+        assert!(pool.lost.values().all(|lost| lost.0 == Cause::Died));
+        let marks = scene.marks();
+        let spoilt: BTreeSet<u64> = marks
+            .iter()
+            .filter(|(number, _)| *number == SCRIBBLED)
+            .map(|&(_, worker)| worker)
+            .collect();
+        let mut honest = BTreeSet::new();
+        for (number, _) in marks.iter().filter(|(_, worker)| !spoilt.contains(worker)) {
+            assert!(honest.insert(*number), "job {number} was run twice");
+            assert!(
+                !pool.wrong.contains(number),
+                "a wrong result of job {number}"
+            );
+        }
+        pool.wrong.clear();
+        lost = pool.close().len();
+    });
+    lost
 }
