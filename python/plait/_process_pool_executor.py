@@ -17,6 +17,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
 from plait import errors
+from plait._budget import cpus
 from plait._job import DEFAULT_OPTIONS
 from plait.future import Future
 from plait.process_pool import ProcessPool
@@ -90,7 +91,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         max_tasks_per_child: int | None = None,
     ) -> None:
         if max_workers is None:
-            max_workers = len(os.sched_getaffinity(0))
+            max_workers = cpus()
         elif max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if mp_context is None:

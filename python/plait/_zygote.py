@@ -66,6 +66,8 @@ def main() -> NoReturn:
     # collector, and lives as long as the pool.
     if not _rust.die_with_parent(pool):
         os._exit(0)
+    # The share of each worker, and of what it starts; see `_budget.py`.
+    os.environ["PLAIT_CPUS"] = str(configuration["cpus"])
     if configuration["authkey"] is not None:
         from multiprocessing.process import current_process
 

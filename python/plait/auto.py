@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from plait import _rust
+from plait._budget import cpus
 from plait._coroutines import is_coroutine_function
 from plait._crossing import Crossing
 from plait._exit import LOOK_SECONDS, interrupted
@@ -746,7 +747,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _cpus() -> int:
-    return len(os.sched_getaffinity(0))
+    return cpus()
 
 
 def _at_exit() -> None:

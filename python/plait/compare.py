@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from plait._budget import cpus
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -314,7 +316,7 @@ def compare(
             elapsed = time.monotonic() - began
             if seconds is not None and elapsed + elapsed / done > seconds:
                 break
-    return Comparison(function, len(inputs), results, done, len(os.sched_getaffinity(0)))
+    return Comparison(function, len(inputs), results, done, cpus())
 
 
 class _RunFailed(Exception):

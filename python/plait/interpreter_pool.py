@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import pickle
 import sys
 import threading
@@ -12,6 +11,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from plait import _serialize, _subinterpreter
+from plait._budget import cpus
 from plait._job import JobOptions, job_name
 from plait.errors import ResultNotPicklable
 from plait.future import Future
@@ -43,7 +43,7 @@ class InterpreterPool:
     def __init__(self, workers: int | None = None) -> None:
         if not hasattr(concurrent.futures, "InterpreterPoolExecutor"):
             raise RuntimeError("interpreters need Python 3.14 or later")
-        self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        self.workers = cpus() if workers is None else workers
         self._threads = ThreadPool(self.workers, name="plait-interpreters")
         self._run = _Interpreters().run
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from plait import _rust, _serialize
+from plait._budget import cpus, share
 from plait._exit import interrupted
 from plait._job import DEFAULT_OPTIONS, JobOptions, job_name
 from plait._memory_kills import memory_kills
@@ -63,14 +64,17 @@ class ProcessPool:
         max_tasks_per_worker: int | None = None,
         preload: Sequence[str] = (),
     ) -> None:
-        self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        budget = cpus()
+        self.workers = budget if workers is None else workers
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         if max_tasks_per_worker is not None and max_tasks_per_worker < 1:
             raise ValueError(f"max_tasks_per_worker must be at least 1, not {max_tasks_per_worker}")
+        worker_cpus = share(budget, self.workers)
         self._outfit = {
             "initializer": _pickle_initializer(initializer, initargs),
             "preload": list(preload),
+            "cpus": worker_cpus,
             "width": self._width,
         }
         self._notes = Notes()
@@ -78,7 +82,7 @@ class ProcessPool:
             self.workers,
             max_tasks_per_worker,
             self._width,
-            _zygote_command(),
+            _zygote_command(worker_cpus),
             b"",
             Future,
             self._exception_of,
@@ -363,12 +367,15 @@ def _authkey() -> bytes | None:
     return None if multiprocessing is None else bytes(multiprocessing.current_process().authkey)
 
 
-def _zygote_command() -> list[str]:
+def _zygote_command(cpus: int) -> list[str]:
     """How to start a zygote: this interpreter with its own flags, and a script that imports nothing by name.
 
     -P: the script's folder (this package) must not come first on `sys.path`, it has a `queue.py`.
     """
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    if sys.version_info >= (3, 13):
+        # So that the standard pools, and whoever else asks `os` for the CPUs, keep to the share of a worker.
+        flags += ["-X", f"cpu_count={cpus}"]
     script = str(Path(__file__).with_name("_zygote.py"))
     # The zygote compares: if this process has gone before it looks, its parent is another one.
     return [sys.executable, *flags, "-P", script, str(os.getpid())]

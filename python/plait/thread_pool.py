@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from plait import _rust
+from plait._budget import cpus
 from plait._exit import interrupted, join
 from plait.future import Future
 
@@ -33,8 +34,7 @@ _STARTS_WITHIN = 0.5
 
 def default_workers() -> int:
     """How many threads a pool may have if nobody says: most jobs wait, so more than there are CPUs."""
-    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
-    return min(32, (count() or 1) + 4)
+    return min(32, cpus() + 4)
 
 
 class Crew:
