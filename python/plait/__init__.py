@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from plait._share import Shared, share
     from plait.auto import Decision
     from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
+    from plait.event_loop import EventLoop, run
     from plait.executor import Executor
     from plait.future import Future
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArgumentNotPicklable",
     "Decision",
+    "EventLoop",
     "Executor",
     "Future",
     "ResultNotPicklable",
@@ -28,6 +30,7 @@ __all__ = [
     "WorkerDied",
     "__version__",
     "install",
+    "run",
     "share",
     "uninstall",
 ]
@@ -36,6 +39,7 @@ __all__ = [
 _HOMES = {
     "ArgumentNotPicklable": "plait.errors",
     "Decision": "plait.auto",
+    "EventLoop": "plait.event_loop",
     "Executor": "plait.executor",
     "Future": "plait.future",
     "ResultNotPicklable": "plait.errors",
@@ -45,6 +49,7 @@ _HOMES = {
     "__version__": "plait._rust",
     "install": "plait._install",
     "share": "plait._share",
+    "run": "plait.event_loop",
     "uninstall": "plait._install",
 }
 

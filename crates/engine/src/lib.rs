@@ -1,6 +1,7 @@
 //! What happens next: pools, shared memory, the choice of the model. No Python, no GIL; only `sys` talks to the OS.
 
 pub mod choose;
+pub mod event_loop;
 mod number_map;
 pub mod process_pool;
 pub mod process_sync;

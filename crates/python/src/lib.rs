@@ -3,6 +3,7 @@ use pyo3::prelude::*;
 
 mod callback;
 mod choose;
+mod event_loop;
 mod future;
 mod map_items;
 mod plain;
@@ -16,6 +17,8 @@ mod waiting;
 mod _rust {
     #[pymodule_export]
     use super::choose::choose;
+    #[pymodule_export]
+    use super::event_loop::{EventLoop, prepare_handles};
     #[pymodule_export]
     use super::future::Future;
     #[pymodule_export]

@@ -8,6 +8,7 @@
 //! | [`futex`] | sleeping on a word of shared memory |
 //! | [`identity`] | telling a process from any other, and the living from the dead |
 //! | [`mapping`] | nameless shared memory |
+//! | [`poller`] | waiting for many descriptors at once |
 //! | [`process`] | starting the zygote, signalling a worker, dying with one's parent |
 
 pub mod channel;
@@ -17,4 +18,5 @@ pub mod doorbell;
 pub mod futex;
 pub mod identity;
 pub mod mapping;
+pub mod poller;
 pub mod process;

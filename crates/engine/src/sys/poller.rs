@@ -1,0 +1,163 @@
+//! Waiting for many descriptors at once, and being woken from that by another thread: epoll and an eventfd.
+
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+
+/// How many descriptors one wait can report.
+const MOST_EVENTS: usize = 256;
+/// What stands in the place of a descriptor for the poller's own bell.
+const BELL: u64 = u64::MAX;
+
+/// A descriptor that is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Readiness {
+    /// Which.
+    pub fd: RawFd,
+    /// A read would not block: there is data, an end or an error.
+    pub read: bool,
+    /// A write would not block.
+    pub write: bool,
+}
+
+/// What a wait has found.
+#[derive(Default)]
+pub struct Found(Vec<epoll::Event>);
+
+// SAFETY: what the kernel has put there is what we gave it, a number; rustix could hold a pointer in its place.
+unsafe impl Send for Found {}
+
+impl fmt::Debug for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl Found {
+    /// Forgets what was found.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The descriptors that are ready.
+    pub fn iter(&self) -> impl Iterator<Item = Readiness> {
+        self.0.iter().filter(|event| !is_bell(event)).map(|event| {
+            let flags = event.flags;
+            // An end or an error is for whoever watches: the read or write that it tries says which.
+            let over = flags.intersects(EventFlags::HUP | EventFlags::ERR);
+            Readiness {
+                fd: event.data.u64() as RawFd,
+                read: over || flags.contains(EventFlags::IN),
+                write: over || flags.contains(EventFlags::OUT),
+            }
+        })
+    }
+}
+
+fn is_bell(event: &epoll::Event) -> bool {
+    event.data.u64() == BELL
+}
+
+/// Waits for descriptors that belong to others.
+#[derive(Debug)]
+pub struct Poller {
+    epoll: OwnedFd,
+    bell: OwnedFd,
+}
+
+impl Poller {
+    /// One that waits for nothing but its bell.
+    pub fn new() -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &bell, EventData::new_u64(BELL), EventFlags::IN)?;
+        Ok(Self { epoll, bell })
+    }
+
+    /// Watches a descriptor. One that is watched already (another file had its number) is watched anew.
+    pub fn add(&self, fd: RawFd, read: bool, write: bool) -> io::Result<()> {
+        let (flags, data) = (flags(read, write), data(fd));
+        match epoll::add(&self.epoll, borrowed(fd)?, data, flags) {
+            Err(rustix::io::Errno::EXIST) => {
+                Ok(epoll::modify(&self.epoll, borrowed(fd)?, data, flags)?)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Watches a descriptor for something else. One that was closed meanwhile, and whose number is in use again, is added.
+    pub fn change(&self, fd: RawFd, read: bool, write: bool) -> io::Result<()> {
+        let (flags, data) = (flags(read, write), data(fd));
+        match epoll::modify(&self.epoll, borrowed(fd)?, data, flags) {
+            Err(rustix::io::Errno::NOENT) => {
+                Ok(epoll::add(&self.epoll, borrowed(fd)?, data, flags)?)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Does not watch a descriptor any more.
+    pub fn remove(&self, fd: RawFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, borrowed(fd)?)?)
+    }
+
+    /// Waits until something is ready, the bell is rung, or the time is over; what is ready is in `found` then.
+    pub fn wait(&self, timeout: Option<Duration>, found: &mut Found) -> io::Result<()> {
+        let timeout = timeout.map(|limit| Timespec {
+            tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        });
+        found.0.clear();
+        found.0.reserve(MOST_EVENTS);
+        epoll::wait(&self.epoll, spare_capacity(&mut found.0), timeout.as_ref())?;
+        if found.0.iter().any(is_bell) {
+            // Resets the counter; it cannot block.
+            let _ = rustix::io::read(&self.bell, &mut [0_u8; 8]);
+        }
+        Ok(())
+    }
+
+    /// Ends a wait in another thread, or the next one.
+    pub fn ring(&self) {
+        // A counter that is full has been rung often enough, and the descriptor is ours.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+impl AsRawFd for Poller {
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+}
+
+fn flags(read: bool, write: bool) -> EventFlags {
+    let mut flags = EventFlags::empty();
+    flags.set(EventFlags::IN, read);
+    flags.set(EventFlags::OUT, write);
+    flags
+}
+
+fn data(fd: RawFd) -> EventData {
+    EventData::new_u64(u64::from(fd.cast_unsigned()))
+}
+
+fn borrowed<'fd>(fd: RawFd) -> io::Result<BorrowedFd<'fd>> {
+    if fd < 0 {
+        return Err(rustix::io::Errno::BADF.into());
+    }
+    // SAFETY: not -1, and used for one system call, for which a number that stands for nothing is an error and no more.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+}

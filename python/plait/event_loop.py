@@ -1,0 +1,190 @@
+"""`EventLoop`: all of asyncio's event loop, with its hot paths in Rust."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import sys
+import threading
+from asyncio import base_events, events, format_helpers
+from asyncio.log import logger
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from plait import _rust
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+__all__ = ["EventLoop", "run"]
+
+T = TypeVar("T")
+
+
+class Handle(asyncio.Handle):
+    """A callback that was asked for. As the standard one; made, run and cancelled in Rust."""
+
+    __slots__ = ()
+
+
+class TimerHandle(asyncio.TimerHandle):
+    """The same for a certain time."""
+
+    __slots__ = ()
+
+
+_rust.prepare_handles(Handle, TimerHandle)
+
+
+class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
+    """An `asyncio.SelectorEventLoop` whose scheduling and polling are in Rust.
+
+    Used like every event loop: ``asyncio.Runner(loop_factory=plait.EventLoop)``, ``plait.run(main())``. Only
+    `call_soon_threadsafe` may be called from other threads; after a fork the child must make its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_Selector())
+
+    def run_forever(self: Any) -> None:
+        """Run until `stop` is called."""
+        if sys.version_info >= (3, 12) and hasattr(self, "_run_forever_setup"):
+            try:
+                self._run_forever_setup()
+                self._run_until_stopped()
+            finally:
+                self._run_forever_cleanup()
+            return
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        hooks = sys.get_asyncgen_hooks()
+        try:
+            self._thread_id = threading.get_ident()
+            sys.set_asyncgen_hooks(
+                firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook
+            )
+            events._set_running_loop(self)
+            self._run_until_stopped()
+        finally:
+            self._stopping = False
+            self._thread_id = None
+            events._set_running_loop(None)
+            self._set_coroutine_origin_tracking(False)
+            sys.set_asyncgen_hooks(*hooks)
+
+    def close(self) -> None:
+        """Close the loop; it must not be running."""
+        super().close()
+        self._drop_all()
+
+    @property
+    def _ready(self) -> list[asyncio.Handle]:
+        """What runs in the next turn, for whoever looks; changing it changes nothing."""
+        return self._snapshot()
+
+    @_ready.setter
+    def _ready(self, value: object) -> None:
+        """The base class makes a queue that is not needed here."""
+
+    def _debug_handle(
+        self: Any,
+        method: str,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: Context | None,
+        when: float | None,
+    ) -> Any:
+        """A handle that remembers where it was asked for."""
+        if method:
+            if method != "call_soon_threadsafe":
+                self._check_thread()
+            self._check_callback(callback, method)
+        handle: Any
+        if when is None:
+            handle = asyncio.Handle(callback, args, self, context)
+        else:
+            handle = asyncio.TimerHandle(when, callback, args, self, context)
+            handle._scheduled = True
+        if handle._source_traceback:
+            del handle._source_traceback[-1]
+        return handle
+
+    def _debug_run(self: Any, handle: Any) -> None:
+        """Run a handle, and tell of one that takes long."""
+        try:
+            self._current_handle = handle
+            began = self.time()
+            handle._run()
+            took = self.time() - began
+            if took >= self.slow_callback_duration:
+                described = base_events._format_handle(handle)  # type: ignore[attr-defined]
+                logger.warning("Executing %s took %.3f seconds", described, took)
+        finally:
+            self._current_handle = None
+            del handle  # The frame may live on in a traceback that the handle leads to.
+
+    def _report(self, handle: Any, error: BaseException) -> None:
+        """A callback has raised."""
+        source = format_helpers._format_callback_source(handle._callback, handle._args)
+        context = {"message": f"Exception in callback {source}", "exception": error, "handle": handle}
+        self.call_exception_handler(context)
+
+
+class _Selector(selectors.BaseSelector):
+    """What asyncio's own code finds in the place of a selector: the loop watches descriptors itself."""
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> NoReturn:
+        """Refuse."""
+        raise NotImplementedError("use add_reader and add_writer of the event loop")
+
+    def unregister(self, fileobj: Any) -> NoReturn:
+        """Refuse."""
+        raise NotImplementedError("use remove_reader and remove_writer of the event loop")
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        """Nothing is ever found here."""
+        return []
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        """Nothing is registered here."""
+        return {}
+
+
+def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
+    """Run a coroutine on an `EventLoop` of its own, and give its result: `asyncio.run` on plait's loop.
+
+    Called where an event loop is running already (in a notebook, say), it runs the coroutine on a second
+    loop, in a thread, with the caller's context variables, and the caller waits: the loop that is running
+    stands still meanwhile. Where that must not be, ``await`` the coroutine instead.
+
+    Args:
+        main: the coroutine.
+        debug: asyncio's debug mode; by default as the environment says.
+
+    Raises what the coroutine raises, and TypeError if it is no coroutine.
+    """
+    if asyncio._get_running_loop() is None:
+        return _run(main, debug)
+    context = copy_context()
+    outcome: Future[T] = Future()
+
+    def run_in_thread() -> None:
+        try:
+            outcome.set_result(context.run(_run, main, debug))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run_in_thread, name="plait-run")
+    thread.start()
+    try:
+        return outcome.result()
+    finally:
+        thread.join()
+
+
+def _run(main: Coroutine[Any, Any, T], debug: bool | None) -> T:
+    with asyncio.Runner(debug=debug, loop_factory=EventLoop) as runner:
+        return runner.run(main)
