@@ -28,7 +28,9 @@ mod _rust {
         Function, Listener, ProcessPool, Worker, before_idle, die_with_parent, go_on_without_parent,
     };
     #[pymodule_export]
-    use super::process_sync::{ProcessEvent, ProcessQueue, ReceivedBuffer, SemLock, note_fork};
+    use super::process_sync::{
+        ProcessEvent, ProcessQueue, ProcessWaiters, ReceivedBuffer, SemLock, note_fork,
+    };
     #[pymodule_export]
     use super::shared_memory::{Segment, SegmentPart, SharedBuffer, Ticket};
     #[pymodule_export]

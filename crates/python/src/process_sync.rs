@@ -10,10 +10,13 @@ use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use plait_engine::process_sync::{
-    self as engine, GetError, MOST_PERMITS, Message, Piece, Place, Progress, PutError, Wait,
+    self as engine, Enrolled, GetError, MOST_PERMITS, MOST_WAITERS, Message, Piece, Place,
+    Progress, PutError, Wait,
 };
 use plait_engine::sys::identity::of_this_process as this_process;
-use pyo3::exceptions::{PyAssertionError, PyMemoryError, PyOSError, PyOverflowError, PyValueError};
+use pyo3::exceptions::{
+    PyAssertionError, PyMemoryError, PyOSError, PyOverflowError, PyRuntimeError, PyValueError,
+};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -388,6 +391,86 @@ impl ProcessEvent {
     }
 }
 
+/// Who waits for a condition between processes. The condition's lock guards `enroll` and `notify`.
+#[pyclass(frozen, module = "plait._rust")]
+pub struct ProcessWaiters {
+    place: Place,
+}
+
+#[pymethods]
+impl ProcessWaiters {
+    #[new]
+    fn new() -> PyResult<Self> {
+        let place = Place::new_table()?;
+        Ok(Self { place })
+    }
+
+    /// Joins those that wait; what it returns is for `wait`.
+    fn enroll(&self) -> PyResult<u32> {
+        self.place.enroll().map(Enrolled::into).ok_or_else(|| {
+            PyRuntimeError::new_err(format!(
+                "{MOST_WAITERS} threads wait for this condition already, which is the limit"
+            ))
+        })
+    }
+
+    /// Waits for a notification; False if none came for `timeout` seconds. Whatever it raises, the wait is over then.
+    #[pyo3(signature = (enrolled, timeout = None))]
+    fn wait(
+        &self,
+        py: Python<'_>,
+        enrolled: u32,
+        timeout: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        let enrolled = Enrolled::try_from(enrolled).map_err(PyValueError::new_err)?;
+        let mut wait = match to_deadline(timeout) {
+            Ok(deadline) => Wait::until(deadline),
+            Err(error) => {
+                self.place.leave(enrolled);
+                return Err(error);
+            }
+        };
+        loop {
+            match py.detach(|| self.place.notified_step(enrolled, &mut wait)) {
+                Progress::Done => return Ok(true),
+                Progress::TimedOut | Progress::OwnerDied(_) => return Ok(false),
+                Progress::Look => {
+                    if let Err(error) = py.check_signals() {
+                        // A notification that has come meanwhile goes to the next. Without the lock: two that notify at a time
+                        // cannot give the same cell twice.
+                        if self.place.leave(enrolled) == Progress::Done {
+                            self.place.notify(1);
+                        }
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Notifies up to `most` of those that wait, in the order they came.
+    fn notify(&self, most: usize) {
+        self.place.notify(most);
+    }
+
+    fn __len__(&self) -> usize {
+        self.place.waiting()
+    }
+
+    /// What another process needs for `_rebuild`: a descriptor (its number in this process), and the rest.
+    fn _locate(&self) -> (RawFd, (u64, u32)) {
+        let (fd, nonce, index) = self.place.locate();
+        (fd, (nonce, index))
+    }
+
+    /// The table behind what `_locate` has told in another process. Keeps a duplicate of the descriptor, if any.
+    #[staticmethod]
+    fn _rebuild(fd: RawFd, nonce: u64, index: u32) -> PyResult<Self> {
+        let place = Place::open_table(borrow(&fd)?, nonce, index)?;
+        Ok(Self { place })
+    }
+}
+
 /// A queue of pickles between processes.
 #[pyclass(frozen, module = "plait._rust")]
 pub struct ProcessQueue {
@@ -536,9 +619,9 @@ fn put_step(
     queue
         .put_step(pickle, buffers, most, wait)
         .map_err(|error| match error {
-            PutError::TooLong => {
-                PyOverflowError::new_err("the message is longer than the queue's address space")
-            }
+            PutError::TooLong => PyOverflowError::new_err(
+                "the message is longer than half of the queue's address space",
+            ),
             PutError::Corrupt => corrupt(),
         })
 }

@@ -58,6 +58,12 @@ impl Gate {
         self.announce();
     }
 
+    /// The word as it is now.
+    #[cfg(plait_loom)]
+    pub fn peek(&self) -> u32 {
+        self.word.load(Ordering::Relaxed)
+    }
+
     /// The word to sleep on.
     #[cfg(not(plait_loom))]
     pub fn word(&self) -> &std::sync::atomic::AtomicU32 {

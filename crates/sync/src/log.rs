@@ -22,6 +22,8 @@ const PAGE: u64 = 4096;
 const CHUNK: u64 = 1 << 20;
 /// Memory up to this offset is used before a new lap begins, however little the log holds.
 const NARROW: u64 = 256 << 10;
+/// No position comes near this: a sum that begins here does not overflow.
+const LAST: u64 = 1 << 62;
 const DATA: u64 = 1;
 const SKIP: u64 = 2;
 
@@ -149,7 +151,7 @@ pub struct Corrupt;
 pub enum PutError {
     /// The address space is used up by frames that nobody has read.
     Full,
-    /// The frame can never fit.
+    /// The frame can never fit: half the log is the most.
     TooLong,
     /// The positions make no sense.
     Corrupt,
@@ -183,6 +185,11 @@ pub struct Spent {
     next: u64,
 }
 
+/// The most bytes that a frame may take: then it fits into an empty log, wherever the last one ended.
+fn longest(capacity: u64) -> u64 {
+    capacity / 2
+}
+
 fn split(log: &impl Memory, position: u64) -> (u64, u64) {
     let capacity = log.capacity() as u64;
     (position / capacity, position & (capacity - 1))
@@ -198,11 +205,11 @@ pub fn put(log: &impl Log, parts: &[&[u8]], warm: u64) -> Result<(), PutError> {
     let needed = length
         .checked_next_multiple_of(ALIGN)
         .and_then(|padded| padded.checked_add(2 * HEAD))
-        .filter(|&needed| needed <= capacity)
+        .filter(|&needed| needed <= longest(capacity))
         .ok_or(PutError::TooLong)?;
     let tail = header.tail.load(Ordering::Relaxed);
     let freed = header.freed.load(Ordering::Acquire);
-    if !tail.is_multiple_of(ALIGN) || freed > tail {
+    if !tail.is_multiple_of(ALIGN) || freed > tail || tail > LAST {
         return Err(PutError::Corrupt);
     }
     let ((tail_lap, at), (freed_lap, free_to)) = (split(log, tail), split(log, freed));
@@ -340,7 +347,9 @@ pub fn spent(log: &impl Log, warm: u64) -> Option<Spent> {
         header.freed.load(Ordering::Relaxed),
     );
     let ((head_lap, head_at), (freed_lap, freed_at)) = (split(log, head), split(log, freed));
-    let from = freed_at.next_multiple_of(PAGE).max(warm);
+    let from = freed_at
+        .next_multiple_of(PAGE)
+        .max(warm.min(log.capacity() as u64));
     if freed_lap < head_lap {
         let lap_end = header.lap_end.load(Ordering::Relaxed);
         let to = lap_end.min(log.capacity() as u64) / PAGE * PAGE;
@@ -354,10 +363,15 @@ pub fn spent(log: &impl Log, warm: u64) -> Option<Spent> {
         header.freed.store(head, Ordering::Release);
         return None;
     }
-    let to = head_at / PAGE * PAGE;
-    (to >= from + CHUNK).then(|| Spent {
+    let to = (head_at / PAGE * PAGE).max(from);
+    let next = if header.tail.load(Ordering::Acquire) == head {
+        head // nothing is unread, so all of it is free: the next frame may be a long one
+    } else {
+        head - head_at + to
+    };
+    (to - from >= CHUNK || next == head && freed != head).then(|| Spent {
         pages: from..to,
-        next: head - head_at + to,
+        next,
     })
 }
 

@@ -125,6 +125,12 @@ impl Permits {
         self.word.store(count.min(MOST), Ordering::Relaxed);
     }
 
+    /// The word as it is now.
+    #[cfg(plait_loom)]
+    pub fn peek(&self) -> u32 {
+        self.word.load(Ordering::Relaxed)
+    }
+
     /// The word to sleep on.
     #[cfg(not(plait_loom))]
     pub fn word(&self) -> &std::sync::atomic::AtomicU32 {

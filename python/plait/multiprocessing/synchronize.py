@@ -14,6 +14,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 from plait import _rust
+from plait.errors import OwnerDied
 from plait.multiprocessing._handover import can_be_sent
 from plait.multiprocessing._standard import fall_back
 
@@ -22,6 +23,7 @@ SEM_VALUE_MAX = _rust.SemLock.SEM_VALUE_MAX
 
 can_be_sent(_rust.SemLock)
 can_be_sent(_rust.ProcessEvent)
+can_be_sent(_rust.ProcessWaiters)
 os.register_at_fork(before=_rust.note_fork)
 
 
@@ -85,10 +87,79 @@ class BoundedSemaphore(Semaphore, _standard.BoundedSemaphore):
 
 
 class Condition(_standard.Condition):
-    """A condition between processes."""
+    """A condition between processes. A waiter that is killed holds nobody up, and takes no notification.
+
+    Raises RuntimeError in ``wait`` if 1020 threads wait already, and OwnerDied, with the lock held, if another
+    process died while it held the lock.
+    """
+
+    _lock: Any
+
+    def __init__(self, lock: Any = None, *, ctx: Any) -> None:
+        self.__setstate__((lock or ctx.RLock(), _rust.ProcessWaiters()))
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._lock, self._sleeping_count, self._woken_count, self._wait_semaphore
+        return self._lock, self._waiters
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._lock, self._waiters = state
+        self.acquire = self._lock.acquire
+        self.release = self._lock.release
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}({self._lock}, {len(self._waiters)})>"
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Let go of the lock until notified; False if that took longer than `timeout` seconds."""
+        assert self._lock._semlock._is_mine(), "must acquire() condition before using wait()"
+        enrolled = self._waiters.enroll()
+        count = self._lock._semlock._count()
+        for _ in range(count):
+            self._lock.release()
+        try:
+            return self._waiters.wait(enrolled, timeout)
+        finally:
+            self._reacquire(count)
+
+    def _reacquire(self, count: int) -> None:
+        died = None
+        for _ in range(count):
+            while True:
+                try:
+                    self._lock.acquire()
+                except OwnerDied as error:  # the lock is free now, and the caller is going to release it
+                    died = error
+                else:
+                    break
+        if died is not None:
+            raise died
+
+    def notify(self, n: int = 1) -> None:
+        """Wake `n` of those that wait, in the order they came."""
+        assert self._lock._semlock._is_mine(), "lock is not owned"
+        self._waiters.notify(max(n, 0))
+
+    # What the standard class has inside, for CPython's own tests.
+
+    @property
+    def _sleeping_count(self) -> _Number:
+        return _Number(len(self._waiters))
+
+    @property
+    def _woken_count(self) -> _Number:
+        return _Number(0)
+
+    _wait_semaphore = _woken_count
+
+
+class _Number:
+    """Something with a value, like a semaphore."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def get_value(self) -> int:
+        return self._value
 
 
 class Event(_standard.Event):

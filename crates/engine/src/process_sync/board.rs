@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use plait_sync::owned_lock::OwnedLock;
 use plait_sync::permits::Permits;
 
+use super::condition::{SLOTS, Waiters};
 use super::event::EventWord;
 use crate::sys::mapping::Mapping;
 use crate::sys::{clock, identity};
@@ -19,7 +20,7 @@ use crate::sys::{clock, identity};
 const MAGIC: u64 = u64::from_le_bytes(*b"plaitlok");
 /// Address space of a board: a million slots.
 const BOARD: usize = 64 << 20;
-const SLOT: usize = size_of::<Slot>();
+pub(super) const SLOT: usize = size_of::<Slot>();
 
 /// What one object needs, on a cache line of its own. All zero bytes are a free lock, no permits, an event that is not set.
 #[repr(C, align(64))]
@@ -96,9 +97,10 @@ impl Board {
         Ok(unsafe { address.cast::<Title>().as_ref() })
     }
 
-    fn slot(&self, index: u32) -> io::Result<NonNull<Slot>> {
+    fn slot(&self, index: u32, count: u32) -> io::Result<NonNull<Slot>> {
         let offset = (index as usize).checked_mul(SLOT).ok_or_else(strange)?;
-        let address = self.mapping.address(offset, SLOT).filter(|_| index > 0);
+        let length = (count as usize).checked_mul(SLOT).ok_or_else(strange)?;
+        let address = self.mapping.address(offset, length).filter(|_| index > 0);
         Ok(address.ok_or_else(strange)?.cast())
     }
 }
@@ -130,11 +132,41 @@ struct Entries {
     known: Vec<Weak<Board>>,
 }
 
+impl Entries {
+    fn remember(&mut self, board: &Arc<Board>) {
+        self.known.retain(|known| known.strong_count() > 0);
+        self.known.push(Arc::downgrade(board));
+    }
+}
+
 /// The board that new slots come from.
 struct Filling {
     board: Arc<Board>,
     next: u32,
     free: Vec<u32>,
+    free_tables: Vec<u32>,
+}
+
+impl Filling {
+    /// Where `count` slots (one, or a table's) are to be had.
+    fn take(&mut self, count: u32) -> Option<u32> {
+        if let Some(index) = self.free_of(count).pop() {
+            return Some(index);
+        }
+        let index = self.next;
+        self.next = index
+            .checked_add(count)
+            .filter(|&end| end as usize <= self.board.mapping.len() / SLOT)?;
+        Some(index)
+    }
+
+    fn free_of(&mut self, count: u32) -> &mut Vec<u32> {
+        if count == 1 {
+            &mut self.free
+        } else {
+            &mut self.free_tables
+        }
+    }
 }
 
 static BOOKS: AtomicPtr<Books> = AtomicPtr::new(ptr::null_mut());
@@ -177,6 +209,8 @@ fn books() -> MutexGuard<'static, Entries> {
 pub struct Place {
     board: Arc<Board>,
     index: u32,
+    /// One, or as many as a table of waiters takes.
+    count: u32,
     slot: NonNull<Slot>,
     /// Whether the slot is used again after this, and how often the process had been forked when it was made.
     mine: AtomicBool,
@@ -191,56 +225,83 @@ unsafe impl Sync for Place {}
 impl Place {
     /// A slot for a new object, as it was left by the one before.
     pub fn new() -> io::Result<Self> {
+        Self::take(1)
+    }
+
+    /// A place for a table of waiters, with nobody in it.
+    pub fn new_table() -> io::Result<Self> {
+        let place = Self::take(SLOTS)?;
+        if let Some(table) = place.waiters() {
+            table.reset();
+        }
+        Ok(place)
+    }
+
+    fn take(count: u32) -> io::Result<Self> {
         let mut books = books();
-        let most = |board: &Board| (board.mapping.len() / SLOT) as u32;
-        if books
+        let taken = books
             .filling
-            .as_ref()
-            .is_none_or(|filling| filling.free.is_empty() && filling.next >= most(&filling.board))
-        {
+            .as_mut()
+            .and_then(|filling| Some((filling.take(count)?, Arc::clone(&filling.board))));
+        let (index, board) = if let Some(taken) = taken {
+            taken
+        } else {
             let board = Arc::new(Board::create()?);
-            books.known.retain(|known| known.strong_count() > 0);
-            books.known.push(Arc::downgrade(&board));
-            books.filling = Some(Filling {
-                board,
+            let mut filling = Filling {
+                board: Arc::clone(&board),
                 next: 1,
                 free: Vec::new(),
-            });
-        }
-        let filling = books.filling.as_mut().ok_or_else(strange)?;
-        let index = filling.free.pop().unwrap_or_else(|| {
-            filling.next += 1;
-            filling.next - 1
-        });
-        let board = Arc::clone(&filling.board);
+                free_tables: Vec::new(),
+            };
+            let index = filling.take(count).ok_or_else(strange)?;
+            books.filling = Some(filling);
+            books.remember(&board);
+            (index, board)
+        };
         drop(books);
         Ok(Self {
-            slot: board.slot(index)?,
+            slot: board.slot(index, count)?,
             board,
             index,
+            count,
             mine: AtomicBool::new(true),
             forks: FORKS.load(Ordering::Relaxed),
         })
     }
 
+    /// The table behind a place that was made by [`Place::new_table`], here or elsewhere.
+    pub(super) fn waiters(&self) -> Option<&Waiters> {
+        // SAFETY: that many slots lie inside the board's mapping (`Board::slot` has looked), aligned, and made of atomics only.
+        (self.count == SLOTS).then(|| unsafe { self.slot.cast::<Waiters>().as_ref() })
+    }
+
     /// The slot that another process has sent, with a descriptor for the board. A duplicate of it is kept, if the board was
     /// not known here.
     pub fn open(fd: BorrowedFd<'_>, nonce: u64, index: u32) -> io::Result<Self> {
+        Self::find(fd, nonce, index, 1)
+    }
+
+    /// The same for a table of waiters.
+    pub fn open_table(fd: BorrowedFd<'_>, nonce: u64, index: u32) -> io::Result<Self> {
+        Self::find(fd, nonce, index, SLOTS)
+    }
+
+    fn find(fd: BorrowedFd<'_>, nonce: u64, index: u32, count: u32) -> io::Result<Self> {
         let mut books = books();
         let mut known = books.known.iter().filter_map(Weak::upgrade);
         let board = if let Some(board) = known.find(|board| board.nonce == nonce) {
             board
         } else {
             let board = Arc::new(Board::open(fd.try_clone_to_owned()?, nonce)?);
-            books.known.retain(|known| known.strong_count() > 0);
-            books.known.push(Arc::downgrade(&board));
+            books.remember(&board);
             board
         };
         drop(books);
         Ok(Self {
-            slot: board.slot(index)?,
+            slot: board.slot(index, count)?,
             board,
             index,
+            count,
             mine: AtomicBool::new(false),
             forks: 0,
         })
@@ -285,7 +346,7 @@ impl Drop for Place {
         if let Some(filling) = &mut books.filling
             && Arc::ptr_eq(&filling.board, &self.board)
         {
-            filling.free.push(self.index);
+            filling.free_of(self.count).push(self.index);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Locks, semaphores, events and queues between processes, on nameless shared memory. The protocols are in README.md.
 
 mod board;
+mod condition;
 mod event;
 mod lock;
 mod queue;
@@ -12,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use board::{Place, note_fork};
+pub use condition::{Enrolled, MOST_WAITERS};
 pub use plait_sync::permits::MOST as MOST_PERMITS;
 pub use queue::{GetError, Message, Piece, PutError, Queue};
 

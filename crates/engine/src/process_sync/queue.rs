@@ -54,7 +54,7 @@ struct Line<T>(T);
 /// Why nothing was put.
 #[derive(Debug)]
 pub enum PutError {
-    /// The message is longer than the address space of a queue.
+    /// The message is longer than half of the queue's address space.
     TooLong,
     /// What lies in the shared memory makes no sense.
     Corrupt,
