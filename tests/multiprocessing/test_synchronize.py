@@ -249,3 +249,85 @@ def test_locks_take_one_descriptor_together() -> None:
     assert excess(before, 0.0) == {}
     del locks, sent
     assert excess(before) == {}
+
+
+def test_a_waiter_that_was_killed_holds_no_notify_up_and_takes_no_notification(context: Any) -> None:
+    condition, ready, done = context.Condition(), context.Semaphore(0), context.Semaphore(0)
+    processes = []
+    for _ in range(3):
+        processes.append(context.Process(target=sync_calls.wait_for, args=(condition, ready, done)))
+        processes[-1].start()
+        assert ready.acquire(timeout=PATIENCE)
+    with condition:  # they have let go of the lock, so they wait
+        pass
+    processes[0].kill()
+    processes[0].join()
+    with condition:
+        condition.notify(2)
+    for process in processes[1:]:
+        assert done.acquire(timeout=PATIENCE)
+        process.join()
+    assert "0)" in repr(condition)
+
+
+def test_a_condition_wakes_in_order_and_knows_its_lock() -> None:
+    condition = ours.Condition()
+    with pytest.raises(AssertionError, match="must acquire"):
+        condition.wait()
+    with pytest.raises(AssertionError, match="lock is not owned"):
+        condition.notify()
+    woken: list[int] = []
+
+    def wait(number: int) -> None:
+        with condition, condition:  # the lock is recursive
+            started.release()
+            assert condition.wait(PATIENCE)
+            woken.append(number)
+
+    started = threading.Semaphore(0)
+    threads = []
+    for number in range(4):
+        threads.append(threading.Thread(target=wait, args=(number,)))
+        threads[-1].start()
+        started.acquire()
+        with condition:
+            pass
+    for count in range(1, 5):
+        with condition:
+            condition.notify()
+        while len(woken) < count:
+            time.sleep(0.001)
+    assert woken == [0, 1, 2, 3]
+    for thread in threads:
+        thread.join()
+    with condition:
+        assert condition.wait(0.01) is False
+        assert condition.wait_for(lambda: False, 0.01) is False
+
+
+def test_a_condition_has_a_limit_and_says_so() -> None:
+    waiters = ours.Condition()._waiters
+    for _ in range(1020):
+        waiters.enroll()
+    with pytest.raises(RuntimeError, match="1020 threads wait for this condition already"):
+        waiters.enroll()
+    with pytest.raises(ValueError, match="no waiter has this number"):
+        waiters.wait(1020)
+
+
+def wait_for_ever(condition: Any) -> None:
+    while True:
+        condition.wait(0.05)
+
+
+def test_a_wait_that_finds_the_locks_owner_dead_has_the_lock_when_it_says_so(context: Any) -> None:
+    condition = context.Condition()
+    with condition:
+        owner = context.Process(target=sync_calls.die_holding, args=(condition,))
+        owner.start()
+        # It gets the lock while this waits, and dies with it.
+        with pytest.raises(OwnerDied):
+            wait_for_ever(condition)
+    owner.join()
+    with condition:
+        pass

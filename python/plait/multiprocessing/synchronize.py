@@ -89,11 +89,12 @@ class BoundedSemaphore(Semaphore, _standard.BoundedSemaphore):
 class Condition(_standard.Condition):
     """A condition between processes. A waiter that is killed holds nobody up, and takes no notification.
 
-    Raises RuntimeError in ``wait`` if 1020 threads wait already, and OwnerDied, with the lock held, if another
-    process died while it held the lock.
+    Raises RuntimeError in ``wait`` if 1020 threads wait already, and OwnerDied, with the lock held, if
+    another process died while it held the lock.
     """
 
     _lock: Any
+    _waiters: _rust.ProcessWaiters
 
     def __init__(self, lock: Any = None, *, ctx: Any) -> None:
         self.__setstate__((lock or ctx.RLock(), _rust.ProcessWaiters()))
@@ -103,8 +104,8 @@ class Condition(_standard.Condition):
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._lock, self._waiters = state
-        self.acquire = self._lock.acquire
-        self.release = self._lock.release
+        self.acquire = self._lock.acquire  # type: ignore[method-assign]
+        self.release = self._lock.release  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}({self._lock}, {len(self._waiters)})>"
