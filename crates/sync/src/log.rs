@@ -369,7 +369,7 @@ pub fn spent(log: &impl Log, warm: u64) -> Option<Spent> {
     } else {
         head - head_at + to
     };
-    (to - from >= CHUNK || next == head && freed != head).then(|| Spent {
+    (to - from >= CHUNK || next == head && freed != head).then_some(Spent {
         pages: from..to,
         next,
     })

@@ -84,7 +84,7 @@ fn put_half(log: &Shared<Header>, bytes: &[u8], warm: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn the_log_is_a_queue(steps in steps(), warm in prop_oneof![Just(64 << 10), Just(1 << 20), Just(64 << 20)]) {
