@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -349,3 +350,20 @@ def test_streams_subprocesses_and_executors_work() -> None:
         assert await asyncio.to_thread(len, "four") == 4
 
     plait.run(main())
+
+
+def test_a_coroutine_that_is_closed_when_the_interpreter_ends() -> None:
+    script = """
+import asyncio, plait
+async def main():
+    await asyncio.sleep(3600)  # its timer is cancelled when the coroutine is closed, by the very last collection
+loop = plait.EventLoop()
+task = loop.create_task(main())
+loop.call_soon(loop.stop)
+loop.run_forever()
+keep = [loop, task]
+keep.append(keep)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "panicked" not in ended.stderr

@@ -397,8 +397,7 @@ unsafe extern "C" fn cancel(
     handle: *mut ffi::PyObject,
     _: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
-    // The interpreter knows that this thread is attached; this tells PyO3, which would put off the drop of references.
-    Python::attach(|py| {
+    let body = |py: Python<'_>| {
         // SAFETY: a live object.
         let handle = unsafe { Bound::from_borrowed_ptr(py, handle) };
         match cancel_handle(&handle) {
@@ -408,7 +407,10 @@ unsafe extern "C" fn cancel(
                 ptr::null_mut()
             }
         }
-    })
+    };
+    // SAFETY: the interpreter calls this attached, if only to finish; this tells PyO3, which would put off the drop of
+    // references otherwise.
+    unsafe { Python::attach_unchecked(body) }
 }
 
 fn cancel_handle(handle: &Bound<'_, PyAny>) -> PyResult<()> {
