@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from plait._install import install, uninstall
     from plait._share import Shared, share
     from plait.auto import Decision
-    from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
+    from plait.errors import (
+        ArgumentNotPicklable,
+        ResultNotPicklable,
+        TaskCancelled,
+        TaskTimeout,
+        WorkerDied,
+    )
     from plait.event_loop import EventLoop, run
     from plait.executor import Executor
     from plait.future import Future
@@ -26,6 +32,7 @@ __all__ = [
     "Future",
     "ResultNotPicklable",
     "Shared",
+    "TaskCancelled",
     "TaskTimeout",
     "WorkerDied",
     "__version__",
@@ -44,6 +51,7 @@ _HOMES = {
     "Future": "plait.future",
     "ResultNotPicklable": "plait.errors",
     "Shared": "plait._share",
+    "TaskCancelled": "plait.errors",
     "TaskTimeout": "plait.errors",
     "WorkerDied": "plait.errors",
     "__version__": "plait._rust",

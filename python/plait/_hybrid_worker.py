@@ -17,11 +17,12 @@ import sys
 import threading
 from _pickle import loads
 from contextvars import ContextVar
-from types import CoroutineType
+from types import CoroutineType, FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from plait import _rust
 from plait._coroutines import is_coroutine_function
+from plait._interrupt import TaskCancelled
 from plait._job import DEFAULT_OPTIONS, job_name
 from plait._worker import Server, load_function
 from plait.thread_pool import ThreadPool
@@ -70,7 +71,13 @@ class HybridServer(Server):
         take, call = self.take, self.call
         try:
             while (job := take()) is not None:
-                loop.call_soon_threadsafe(self._begin, job, *call())
+                try:
+                    parts = call()
+                except TaskCancelled as error:
+                    self.fail(job, error)
+                else:
+                    loop.call_soon_threadsafe(self._begin, job, *parts)
+                    del parts
         except BaseException as error:  # The lane is unusable, and so is this worker.
             loop.call_soon_threadsafe(left.set_exception, error)
         else:
@@ -94,9 +101,28 @@ class HybridServer(Server):
             self.fail(job, error)
 
     def _start_task(self, job: int, coroutine: CoroutineType[Any, Any, Any]) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self.tasks.pop(job, None)
+            if task.cancelled():  # before it had begun
+                coroutine.close()
+                self.fail(job, TaskCancelled())
+
         task = asyncio.get_running_loop().create_task(self._run_to_answer(job, coroutine))
         self.tasks[job] = task
-        task.add_done_callback(lambda _task: self.tasks.pop(job, None))
+        task.add_done_callback(ended)
+        # A signal that came before there was a task was about this.
+        if job in self.interrupted():
+            task.cancel()
+
+    def interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        """Handle the pool's signal: cancel the coroutines that were meant. A thread cannot be stopped."""
+        for job in self.interrupted():
+            task = self.tasks.get(job)
+            if task is not None:
+                task.cancel()
+        if self.loop is not None:
+            # It may be asleep in its selector.
+            self.loop.call_soon_threadsafe(lambda: None)
 
     def answer(self, job: int, value: Any) -> None:
         """Send back a value."""

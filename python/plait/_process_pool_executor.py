@@ -34,6 +34,7 @@ class WorkerDied(errors.WorkerDied, BrokenProcessPool):
 
 class _Pool(ProcessPool):
     worker_died = WorkerDied
+    cancels_running = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.breakage = _Breakage()

@@ -11,6 +11,7 @@ from plait._job import JobOptions
 from plait.future import Future as PublicFuture
 
 __all__ = [
+    "INTERRUPT",
     "MOST_WIDTH",
     "EventLoop",
     "Function",
@@ -42,6 +43,7 @@ __all__ = [
 
 _Ts = TypeVarTuple("_Ts")
 
+INTERRUPT: int
 __version__: str
 MOST_WIDTH: int
 
@@ -305,6 +307,8 @@ class ProcessPool:
         workers: int,
         jobs_per_worker: int | None,
         width: int | None,
+        cancel_grace: float | None,
+        cancels_running: bool,
         command: list[str],
         configuration: bytes,
         future_type: type[Future],
@@ -333,13 +337,15 @@ class ProcessPool:
         refuse: Callable[[tuple[Any, ...], Exception], BaseException],
     ) -> MapItems: ...
     def shut_down(self, cancel: bool) -> None: ...
+    def cancel_all(self) -> None: ...
     def terminate(self) -> None: ...
-    def wait_closed(self) -> None: ...
+    def wait_closed(self, timeout: float | None = None) -> bool: ...
     def statistics(self) -> dict[str, Any]: ...
 
 @final
 class Worker:
     def __new__(cls, lane: int, arguments: int, doorbell: int) -> Worker: ...
+    def interrupted(self) -> list[int]: ...
     def ready(self) -> None: ...
     def unusable(self, text: str) -> None: ...
     def take(self) -> int | None: ...

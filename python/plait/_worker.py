@@ -6,6 +6,7 @@ jobs need (asyncio, traceback, cloudpickle) is imported when the first of them c
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # `signal` imports `enum` and more
 import atexit
 import marshal
 import os
@@ -14,13 +15,15 @@ from _pickle import loads  # `pickle` imports `re` and more, which a worker need
 from types import CoroutineType
 
 from plait import _relay, _rust
+from plait._interrupt import TaskCancelled
 from plait._relay import Relay
 from plait._serialize import describe, dumps, dumps_exception
 
 # As `typing.TYPE_CHECKING`, without importing it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from types import FrameType
     from typing import Any, NoReturn
 
     from plait._zygote import Outfit
@@ -51,6 +54,7 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, number: int, out
         relay.install(arguments)
         os.register_at_fork(after_in_child=server.leave_lane)
         if _prepare(worker, outfit):
+            _signal.signal(_rust.INTERRUPT, server.interrupt)
             server.serve()
             status = 0
         if "threading" in sys.modules:
@@ -119,10 +123,14 @@ class Server:
         self.name: str | None = None
         """What the job was called, if it was."""
         self.runner: Any = None
+        self.interrupted: Callable[[], Sequence[int]] = worker.interrupted
+        self.task: Any = None
+        """The coroutine that runs, as a task of the runner's loop."""
 
     def leave_lane(self) -> None:
         """In the child of a fork: the lane belongs to the parent."""
         self.worker = _Elsewhere()
+        self.interrupted = tuple
         _relay.after_fork()
 
     def job(self) -> str | None:
@@ -134,24 +142,41 @@ class Server:
         name = getattr(function, "__qualname__", None) or getattr(inner, "__qualname__", None)
         return str(name) if name else type(function).__qualname__
 
+    def interrupt(self, _signal: int, frame: FrameType | None) -> None:
+        """Handle the pool's signal: end the job that runs, if it is the one that was meant.
+
+        Raises only inside `run`. If the job has not come there yet, `call` looks; if it has left, it is over.
+        """
+        if not self.interrupted():
+            return
+        if self.task is not None:
+            self.task.cancel()
+            # The loop may be asleep in its selector.
+            self.task.get_loop().call_soon_threadsafe(lambda: None)
+            return
+        while frame is not None:
+            if frame.f_code is _RUN:
+                raise TaskCancelled
+            frame = frame.f_back
+
     def serve(self) -> None:
         """Take and answer calls until told to leave."""
-        take, call, run = self.take, self.call, self.run
+        take, run = self.take, self.run
         while (job := take()) is not None:
-            # The call's parts are held by `run` alone, so that its views into shared memory die with it.
             try:
-                value = run(*call())
+                value = run()
             except BaseException as error:
                 self.fail(job, error)
             else:
                 self.answer(job, value)
                 value = None
             self.function = self.name = None
-        if self.runner is not None:
-            self.runner.close()
+        self.close_runner()
 
-    def run(self, number: int, definition: Any, payload: Any, buffers: list[Any]) -> Any:
-        """Run one call to its value."""
+    def run(self) -> Any:
+        """Run the call that was taken to its value."""
+        # The call's parts are held here alone, so that its views into shared memory die with this frame.
+        number, definition, payload, buffers = self.call()
         if definition is not None:
             self.functions[number] = load_function(definition)
         function = self.function = self.functions[number]
@@ -166,11 +191,28 @@ class Server:
 
     def run_coroutine(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         """Run a coroutine to its value, on a loop that this worker keeps."""
-        if self.runner is None:
-            import asyncio
+        try:
+            if self.runner is None:
+                import asyncio
 
-            self.runner = asyncio.Runner()
-        return self.runner.run(coroutine)
+                self.runner = asyncio.Runner()
+            loop = self.runner.get_loop()
+            self.task = loop.create_task(coroutine)
+            return loop.run_until_complete(self.task)
+        except TaskCancelled:
+            # It came between two steps. What is left of the coroutine must not run with the next one.
+            self.task = None
+            coroutine.close()
+            self.close_runner()
+            raise
+        finally:
+            self.task = None
+
+    def close_runner(self) -> None:
+        """Close the loop for coroutines; the next one gets a new one."""
+        runner, self.runner = self.runner, None
+        if runner is not None:
+            runner.close()
 
     def answer(self, job: int, value: Any) -> None:
         """Send back a value."""
@@ -193,6 +235,10 @@ class Server:
 
     def fail(self, job: int, error: BaseException) -> None:
         """Send back an exception with the text of its traceback."""
+        if job in self.interrupted():
+            # Nobody waits for this run any more, only for its end.
+            self.worker.answer(job, NOTHING, b"", [])
+            return
         # The first frame is `serve`'s and tells nobody anything.
         trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
         try:
@@ -221,10 +267,15 @@ class Server:
         self.worker.answer(job, UNPICKLABLE, text.encode("utf-8", "backslashreplace"), [])
 
 
+_RUN = Server.run.__code__
+
+
 def load_function(definition: Any) -> Callable[..., Any]:
     """The function that a definition stands for; if it cannot be loaded, one that raises why."""
     try:
         function: Callable[..., Any] = loads(definition)
+    except TaskCancelled:
+        raise  # says nothing about the function
     except BaseException as error:
         reason = error
 

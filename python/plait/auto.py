@@ -602,12 +602,12 @@ class AutoPool:
         else:
             self._wind_up(wait, cancel_futures)
 
-    def terminate(self) -> None:
-        """End worker processes at once and cancel whatever can be cancelled."""
+    def cancel(self) -> None:
+        """Cancel whatever can be cancelled, and wait for the end of worker processes."""
         self.shutdown(wait=False, cancel_futures=True)
         for pool in list(self._pools.values()):
-            if hasattr(pool, "terminate"):
-                pool.terminate()
+            if hasattr(pool, "cancel"):
+                pool.cancel()
 
     def _wind_up(self, wait: bool, cancel: bool) -> None:
         for route in list(self._routes.values()):

@@ -5,7 +5,16 @@ from __future__ import annotations
 import concurrent.futures
 import pickle
 
-__all__ = ["ArgumentNotPicklable", "OwnerDied", "ResultNotPicklable", "TaskTimeout", "WorkerDied"]
+from plait._interrupt import TaskCancelled
+
+__all__ = [
+    "ArgumentNotPicklable",
+    "OwnerDied",
+    "ResultNotPicklable",
+    "TaskCancelled",
+    "TaskTimeout",
+    "WorkerDied",
+]
 
 
 class WorkerDied(concurrent.futures.BrokenExecutor):

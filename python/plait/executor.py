@@ -41,6 +41,7 @@ _FITS = {
     "initargs": ("threads", "processes", "hybrid"),
     "max_tasks_per_worker": ("processes", "hybrid", "auto"),
     "preload": ("processes", "hybrid", "auto"),
+    "cancel_grace": ("processes", "hybrid", "auto"),
     "width": ("hybrid",),
 }
 
@@ -71,8 +72,10 @@ class Executor(concurrent.futures.Executor):
             have them at once. If one cannot be imported, every job fails with its traceback.
         width: how many jobs each process of a hybrid runs at once, at most 256; by default as many as bring
             more results a second.
+        cancel_grace: how many seconds a job in a worker process may take to end after it was cancelled, or
+            its timeout was over, before the worker is killed; by default 1.
 
-    The last two are for processes; ``"auto"`` takes them for the case that it chooses those.
+    The last three are for processes; ``"auto"`` takes them for the case that it chooses those.
 
     Raises:
         ValueError: the model is not known, ``workers`` or ``max_tasks_per_worker`` is below 1.
@@ -94,6 +97,7 @@ class Executor(concurrent.futures.Executor):
         max_tasks_per_worker: int | None = None,
         preload: Sequence[str] = (),
         width: int | None = None,
+        cancel_grace: float | None = None,
     ) -> None:
         given = {
             "initializer": initializer,
@@ -101,6 +105,7 @@ class Executor(concurrent.futures.Executor):
             "max_tasks_per_worker": max_tasks_per_worker,
             "preload": preload,
             "width": width,
+            "cancel_grace": cancel_grace,
         }
         self._pool = _make_pool(
             model,
@@ -265,8 +270,9 @@ class Executor(concurrent.futures.Executor):
 
         Args:
             timeout: seconds a job may run, not counting its time in the queue; then its future gives
-                `TaskTimeout`. A coroutine is cancelled and a worker process replaced; a thread cannot be
-                stopped and runs on.
+                `TaskTimeout`. A coroutine is cancelled; a job in a worker process is interrupted (it sees
+                `TaskCancelled`) and, if it has not ended ``cancel_grace`` seconds later, killed; a thread
+                cannot be stopped and runs on.
             retries: how often a job that failed (raised an `Exception`, timed out, lost its worker) is run
                 again.
             name: what errors, progress and reports call the job, instead of its function's name.
@@ -303,9 +309,9 @@ class Executor(concurrent.futures.Executor):
         else:
             # Ctrl-C, sys.exit() or the cancellation of a coroutine: nobody wants to wait for the jobs.
             self.shutdown(wait=False, cancel_futures=True)
-            terminate = getattr(self._pool, "terminate", None)
-            if terminate is not None:
-                terminate()
+            cancel = getattr(self._pool, "cancel", None)
+            if cancel is not None:
+                cancel()
         return None
 
     def __repr__(self) -> str:
@@ -327,6 +333,8 @@ def _make_pool(model: str, workers: int | None, options: dict[str, Any]) -> Pool
         options["max_tasks_per_worker"] = _count("max_tasks_per_worker", options["max_tasks_per_worker"])
     if "width" in options:
         options["width"] = _count("width", options["width"])
+    if "cancel_grace" in options:
+        options["cancel_grace"] = _seconds("cancel_grace", options["cancel_grace"])
     if "preload" in options:
         options["preload"] = _names("preload", options["preload"])
     if model == "interpreters" and sys.version_info < (3, 14):
@@ -350,6 +358,15 @@ def _names(what: str, value: Sequence[str]) -> list[str]:
     if isinstance(value, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{what} must be a list of names of modules, not {value!r}")
     return names
+
+
+def _seconds(what: str, value: float) -> float:
+    """``value`` as a number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be a number of seconds, not {value!r} ({type(value).__name__})")
+    if not value >= 0:
+        raise ValueError(f"{what} must be at least 0 seconds, not {value!r}")
+    return float(value)
 
 
 def _count(what: str, value: int) -> int:

@@ -25,6 +25,9 @@ from plait.future import Future
 
 __all__ = ["ProcessPool"]
 
+_LONGEST_CANCEL = 0.5
+"""How many seconds jobs may clean up when the whole pool is cancelled, after Ctrl-C for instance."""
+
 _SLOTS = 256
 """How many functions a worker remembers at once."""
 
@@ -41,6 +44,8 @@ class ProcessPool:
             the pool fails with `concurrent.futures.process.BrokenProcessPool`, which carries its traceback.
         initargs: the arguments of `initializer`.
         max_tasks_per_worker: after so many jobs a worker is replaced by a new one; by default never.
+        cancel_grace: how many seconds a running job may take to end after it was cancelled, or its timeout
+            was over, before its worker is killed.
         preload: modules that are imported once, in the zygote, so that workers have them from the start. One
             that starts threads (which a fork would lose) is imported by each worker instead, before its first
             job. If one cannot be imported, every job of the pool fails like after a failed `initializer`.
@@ -54,6 +59,8 @@ class ProcessPool:
     worker_died: ClassVar[type[WorkerDied]] = WorkerDied
     _width: int | None = 1
     """How many jobs a worker runs at once; None for what turns out to be best."""
+    cancels_running: ClassVar[bool] = True
+    """Whether `Future.cancel` ends a job that runs; the standard's does not."""
 
     def __init__(
         self,
@@ -63,6 +70,7 @@ class ProcessPool:
         initargs: tuple[Any, ...] = (),
         max_tasks_per_worker: int | None = None,
         preload: Sequence[str] = (),
+        cancel_grace: float = 1.0,
     ) -> None:
         budget = cpus()
         self.workers = budget if workers is None else workers
@@ -82,6 +90,8 @@ class ProcessPool:
             self.workers,
             max_tasks_per_worker,
             self._width,
+            cancel_grace,
+            self.cancels_running,
             _zygote_command(worker_cpus),
             b"",
             Future,
@@ -168,14 +178,15 @@ class ProcessPool:
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more jobs; with `wait`, return when all are done and every process and descriptor is gone.
 
-        Interrupted by Ctrl-C while it waits, it ends the workers at once and raises KeyboardInterrupt.
+        Interrupted by Ctrl-C while it waits, it cancels every job, as `cancel` does, and raises
+        KeyboardInterrupt.
         """
         self._core.shut_down(cancel_futures)
         if wait:
             try:
                 self._core.wait_closed()
             except BaseException:
-                self.terminate()
+                self.cancel()
                 raise
             self._notes.join()
             self._functions.forget()
@@ -184,6 +195,20 @@ class ProcessPool:
         """Wait until the pool, which was shut down, has done its jobs and given everything back."""
         self._core.wait_closed()
         self._notes.join()
+
+    def cancel(self) -> None:
+        """Take no more jobs and cancel all, also those that run; wait until everything is given back.
+
+        That takes `cancel_grace` at most, and no longer than half a second: what has not ended by then is
+        killed.
+        """
+        self._core.cancel_all()
+        try:
+            if not self._core.wait_closed(_LONGEST_CANCEL):
+                self.terminate()
+        except BaseException:
+            self.terminate()
+            raise
 
     def terminate(self) -> None:
         """End every worker at once. Running jobs fail with `WorkerDied`, the others are cancelled."""
@@ -401,11 +426,13 @@ def _finish_all() -> None:
     """At the interpreter's exit, let every pool finish its jobs, as the standard pools do."""
     for core in _forgotten:
         if interrupted():
-            core.terminate()
+            core.cancel_all()
+            if not core.wait_closed(_LONGEST_CANCEL):
+                core.terminate()
         core.wait_closed()
     for pool in list(_live_pools):
         if interrupted():
-            pool.terminate()
+            pool.cancel()
         else:
             pool.shutdown()
 

@@ -31,6 +31,10 @@ enum Step {
     /// A worker's process ends wherever it is.
     Die(usize),
     Overdue(usize, usize),
+    /// A job that was sent, if there is one, is cancelled.
+    Cancel(usize),
+    /// A worker has not heeded an interrupt.
+    Unheeded(usize, bool),
     Width(usize),
     Corrupt(usize),
     ShutDown {
@@ -52,6 +56,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         20 => pick.clone().prop_map(Step::Hear),
         3 => pick.clone().prop_map(Step::Die),
         3 => (pick.clone(), pick.clone()).prop_map(|(worker, which)| Step::Overdue(worker, which)),
+        3 => pick.clone().prop_map(Step::Cancel),
+        2 => (pick.clone(), any::<bool>()).prop_map(|(worker, last)| Step::Unheeded(worker, last)),
         1 => (1..5_usize).prop_map(Step::Width),
         1 => pick.prop_map(Step::Corrupt),
     ];
@@ -84,6 +90,8 @@ struct Process {
     window: VecDeque<Frame>,
     /// Claimed, in order, and begun if the flag is set.
     claimed: Vec<(Frame, bool)>,
+    /// Interrupted. Every third of them does not heed that.
+    ghosts: HashSet<JobId>,
     replies: VecDeque<Reply>,
 }
 
@@ -223,6 +231,7 @@ impl Simulation {
                 entry.started = true;
                 let process = self.processes.get_mut(&worker).unwrap();
                 prop_assert!(!process.told_to_stop && !process.killed);
+                prop_assert!(process.ghosts.is_empty());
                 if entry.huge || process.window.len() >= ROOM {
                     events.push_back(Event::NoRoom { worker, job });
                 } else {
@@ -246,6 +255,11 @@ impl Simulation {
                 prop_assert!(!process.told_to_stop);
                 process.told_to_stop = true;
                 process.window.push_back(Frame::Stop);
+            }
+            Action::Interrupt { worker, job } => {
+                let process = self.processes.get_mut(&worker).unwrap();
+                prop_assert!(process.holds(job) && !process.window.contains(&Frame::Call(job)));
+                prop_assert!(process.ghosts.insert(job), "{job} is interrupted twice");
             }
             Action::Kill { worker } => self.processes.get_mut(&worker).unwrap().killed = true,
             Action::Deliver { job } | Action::Discard { job } => {
@@ -282,7 +296,10 @@ impl Simulation {
 
     fn end(&mut self, job: JobId) -> Checked {
         for (id, process) in &self.processes {
-            prop_assert!(!process.holds(job), "{job} has ended and is at {id}");
+            prop_assert!(
+                !process.holds(job) || process.ghosts.contains(&job),
+                "{job} has ended and is at {id}"
+            );
         }
         let entry = self.jobs.get_mut(&job).unwrap();
         prop_assert!(!entry.ended, "{job} ends twice");
@@ -349,6 +366,22 @@ impl Simulation {
                     self.overdue(worker, which)?;
                 }
             }
+            Step::Cancel(nth) => {
+                let sent = self
+                    .jobs
+                    .iter()
+                    .filter(|(_, job)| job.started && !job.ended);
+                if let Some(job) = Self::nth(sent.map(|(&job, _)| job), nth) {
+                    self.cancel(job)?;
+                }
+            }
+            Step::Unheeded(nth, last) => {
+                if let Some(worker) = self.process(nth)
+                    && !self.processes[&worker].ghosts.is_empty()
+                {
+                    self.drive(Event::Unheeded { worker, last })?;
+                }
+            }
             Step::Width(width) => {
                 self.width = width.min(self.most_width);
                 self.drive(Event::Width { width })?;
@@ -395,6 +428,9 @@ impl Simulation {
             (Frame::Stop, _) => return self.bury(worker),
             (Frame::Call(job), false) => {
                 process.claimed[at].1 = true;
+                if process.ghosts.contains(&job) {
+                    return Ok(());
+                }
                 let entry = self.jobs.get_mut(&job).unwrap();
                 entry.begun += 1;
                 prop_assert_eq!(
@@ -406,6 +442,7 @@ impl Simulation {
                 prop_assert!(entry.begun <= 1 + entry.retries);
                 prop_assert!(!entry.ended);
             }
+            (Frame::Call(job), true) if process.ghosts.contains(&job) && job % 3 == 0 => {}
             (Frame::Call(job), true) => {
                 process.claimed.remove(at);
                 process.replies.push_back(Reply::Answer {
@@ -432,12 +469,16 @@ impl Simulation {
                 job,
                 failed,
                 run_ns,
-            } => self.drive(Event::Answered {
-                worker,
-                job,
-                failed,
-                run_ns,
-            }),
+            } => {
+                let process = self.processes.get_mut(&worker).unwrap();
+                process.ghosts.remove(&job);
+                self.drive(Event::Answered {
+                    worker,
+                    job,
+                    failed,
+                    run_ns,
+                })
+            }
         }
     }
 
@@ -459,14 +500,11 @@ impl Simulation {
 
     /// As `Shared::overdue`.
     fn overdue(&mut self, worker: WorkerId, which: usize) -> Checked {
-        let begun = self.processes[&worker].begun();
+        let process = &self.processes[&worker];
+        let begun = process.begun().filter(|job| !process.ghosts.contains(job));
         let Some(job) = Self::nth(begun, which) else {
             return Ok(());
         };
-        // With answers before it that were not heard, it is looked at later.
-        if !self.supervisor.front(worker).any(|front| front == job) {
-            return Ok(());
-        }
         let process = self.processes.get_mut(&worker).unwrap();
         let count = process.window.len();
         prop_assert!(!process.window.contains(&Frame::Stop));
@@ -474,6 +512,34 @@ impl Simulation {
         *self.sent_to.get_mut(&worker).unwrap() -= u32::try_from(count).unwrap();
         self.drive(Event::Overdue { worker, job })?;
         self.drive(Event::Revoked { worker, count })
+    }
+
+    /// As `Shared::cancel`.
+    fn cancel(&mut self, job: JobId) -> Checked {
+        if let Some(worker) = self.supervisor.holder(job) {
+            while !self.processes[&worker].replies.is_empty() {
+                self.hear(worker)?;
+            }
+        }
+        if self.jobs[&job].ended {
+            return Ok(());
+        }
+        let Some(worker) = self.supervisor.holder(job) else {
+            let (sent, behind) = (false, 0);
+            return self.drive(Event::Cancelled { job, sent, behind });
+        };
+        let process = self.processes.get_mut(&worker).unwrap();
+        let at = process
+            .window
+            .iter()
+            .position(|&frame| frame == Frame::Call(job));
+        let back = at.map_or(VecDeque::new(), |at| process.window.split_off(at));
+        prop_assert!(!back.contains(&Frame::Stop), "a Stop was taken back");
+        *self.sent_to.get_mut(&worker).unwrap() -= u32::try_from(back.len()).unwrap();
+        let sent = self.processes[&worker].holds(job);
+        prop_assert_eq!(sent, back.is_empty());
+        let behind = back.len().saturating_sub(1);
+        self.drive(Event::Cancelled { job, sent, behind })
     }
 
     /// Lets every worker do all it has to do.
@@ -490,18 +556,34 @@ impl Simulation {
                     busy = true;
                 }
                 let works = |process: &Process| {
+                    let heedless = |&(frame, begun): &(Frame, bool)| match frame {
+                        Frame::Call(job) => begun && job % 3 == 0 && process.ghosts.contains(&job),
+                        Frame::Stop => process.claimed.len() > 1,
+                    };
                     process.killed
                         || !process.ready
-                        || !process.claimed.is_empty()
-                        || !process.window.is_empty()
+                        || !process.claimed.iter().all(heedless)
+                        || (!process.window.is_empty() && process.claimed.len() < self.most_width)
                 };
                 if self.processes.get(&worker).is_some_and(works) {
                     self.advance(worker, turn, false, 1_000)?;
                     busy = true;
                 }
             }
-            if !busy {
-                return Ok(());
+            let haunted = self
+                .processes
+                .iter()
+                .find(|(_, process)| !process.ghosts.is_empty());
+            match haunted {
+                Some((&worker, _)) if !busy => {
+                    // What runs there besides has ended by now.
+                    self.drive(Event::Unheeded {
+                        worker,
+                        last: false,
+                    })?;
+                }
+                _ if busy => {}
+                _ => return Ok(()),
             }
         }
         Err(TestCaseError::fail("the pool never comes to rest"))

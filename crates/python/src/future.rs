@@ -51,13 +51,27 @@ const FINISHED: u8 = 4;
 pub struct Future {
     state: AtomicU8,
     cell: Mutex<Cell>,
-    helper: OnceLock<Arc<dyn Help>>,
+    helper: OnceLock<Helper>,
 }
 
-/// What a thread that is about to sleep for a future can do instead, for a moment, to bring its end about.
+/// Who can do something about a future, and the number by which they know its job.
+struct Helper {
+    help: Arc<dyn Help>,
+    job: u64,
+}
+
+/// What can be done about a future besides waiting for it.
 pub trait Help: Send + Sync {
+    /// What a thread that is about to sleep for the future does instead, for a moment, to bring its end about.
+    ///
     /// Returns soon, whether the future is done or not. Must not run callbacks: the waiting thread may hold locks.
     fn help(&self, future: &Bound<'_, Future>);
+
+    /// Cancels the future, whose job was begun; false if that cannot be, or if the job has ended.
+    fn cancel(&self, future: &Bound<'_, Future>, job: u64) -> bool {
+        let _ = (future, job);
+        false
+    }
 
     /// What lets an event loop hear of the future's end by itself, if anything does: a `_rust.Listener`.
     fn listener(&self) -> Option<&Py<PyAny>> {
@@ -212,10 +226,10 @@ impl Future {
         }
     }
 
-    /// Lets whoever waits for this future help to bring its end about. The first helper stays.
-    pub fn set_helper(&self, helper: Arc<dyn Help>) {
+    /// Lets whoever waits for this future help to bring its end about, and cancel it. The first helper stays.
+    pub fn set_helper(&self, help: Arc<dyn Help>, job: u64) {
         // A second one would be a mistake of ours that costs nothing.
-        let _ = self.helper.set(helper);
+        let _ = self.helper.set(Helper { help, job });
     }
 
     /// Whether resolving it would run nothing but the wake-up of threads in `result()`.
@@ -449,7 +463,7 @@ impl Future {
                     None => *deadline.insert(waiting::to_deadline(timeout)?),
                 };
                 if let Some(helper) = this.helper.get() {
-                    helper.help(slf);
+                    helper.help.help(slf);
                 }
                 if !this.wait(py, deadline)? {
                     return Err(PyTimeoutError::new_err(()));
@@ -518,7 +532,13 @@ impl Future {
                 Self::conclude(slf, finished, held, None)?.now();
                 Ok(true)
             }
-            Err(already) => Ok(already),
+            Err(true) => Ok(true),
+            Err(false) => {
+                drop(held);
+                let this = slf.get();
+                let helper = this.helper.get().filter(|_| this.running());
+                Ok(helper.is_some_and(|helper| helper.help.cancel(slf, helper.job)))
+            }
         }
     }
 
@@ -562,7 +582,7 @@ impl Future {
 
     /// What lets an event loop hear of this future's end without a thread in between, if anything does.
     fn _listener(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        let listener = self.helper.get()?.listener()?;
+        let listener = self.helper.get()?.help.listener()?;
         Some(listener.clone_ref(py))
     }
 

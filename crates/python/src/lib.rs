@@ -27,6 +27,9 @@ mod _rust {
     use super::process_pool::{
         Function, Listener, ProcessPool, Worker, before_idle, die_with_parent, go_on_without_parent,
     };
+    /// The signal that tells a worker to look at `Worker.interrupted`.
+    #[pymodule_export]
+    const INTERRUPT: i32 = plait_engine::sys::process::INTERRUPT;
     #[pymodule_export]
     use super::process_sync::{
         ProcessEvent, ProcessQueue, ProcessWaiters, ReceivedBuffer, SemLock, note_fork,

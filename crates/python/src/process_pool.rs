@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plait_engine::process_pool::state::Cause;
 use plait_engine::process_pool::{
@@ -244,9 +244,23 @@ pub(crate) struct PoolHelper {
     pub(crate) resolver: Arc<Resolver>,
     /// A `Listener`.
     listener: Py<PyAny>,
+    /// Whether a job that runs can be cancelled: the standard's executor cannot.
+    cancels_running: bool,
 }
 
 impl Help for PoolHelper {
+    fn cancel(&self, future: &Bound<'_, Future>, job: u64) -> bool {
+        if !self.cancels_running {
+            return false;
+        }
+        let handed = future.py().detach(|| self.pool.cancel(job));
+        let cancelled = handed.is_some();
+        if cancelled {
+            Future::give_up(future);
+        }
+        cancelled
+    }
+
     fn listener(&self) -> Option<&Py<PyAny>> {
         Some(&self.listener)
     }
@@ -357,11 +371,11 @@ fn no_room() -> PyErr {
     PyMemoryError::new_err("no room in the memory shared with worker processes")
 }
 
-fn to_duration(seconds: Option<f64>) -> PyResult<Option<Duration>> {
+fn to_duration(what: &str, seconds: Option<f64>) -> PyResult<Option<Duration>> {
     let convert = |seconds: f64| {
         Duration::try_from_secs_f64(seconds).map_err(|_| {
             PyValueError::new_err(format!(
-                "timeout must be a number of seconds >= 0, not {seconds}"
+                "{what} must be a number of seconds >= 0, not {seconds}"
             ))
         })
     };
@@ -428,6 +442,8 @@ impl ProcessPool {
         workers: usize,
         jobs_per_worker: Option<u32>,
         width: Option<usize>,
+        cancel_grace: Option<f64>,
+        cancels_running: bool,
         command: Vec<OsString>,
         configuration: Vec<u8>,
         future_type: Py<PyType>,
@@ -450,6 +466,7 @@ impl ProcessPool {
             width: width.unwrap_or(MOST_WIDTH),
             adapts_width: width.is_none(),
             jobs_per_worker,
+            cancel_grace: to_duration("cancel_grace", cancel_grace)?,
         };
         let inner = EnginePool::new(settings, launch, sink)?;
         let listener = Listener {
@@ -462,6 +479,7 @@ impl ProcessPool {
             pool: inner.helper(),
             resolver,
             listener: Py::new(py, listener)?.into_any(),
+            cancels_running,
         });
         Ok(Self {
             inner,
@@ -493,7 +511,7 @@ impl ProcessPool {
         timeout: Option<f64>,
         retries: u32,
     ) -> PyResult<Bound<'py, Future>> {
-        let timeout = to_duration(timeout)?;
+        let timeout = to_duration("timeout", timeout)?;
         let Payloads {
             arguments,
             buffers,
@@ -508,17 +526,18 @@ impl ProcessPool {
             kept,
         };
         let future = Future::create(py, self.future_type.bind(py))?;
-        future
-            .get()
-            .set_helper(Arc::clone(&self.helper) as Arc<dyn Help>);
         let handed = Handed {
             future: future.clone().unbind(),
             name,
             timeout,
         };
-        self.inner
+        let job = self
+            .inner
             .submit(handed, job)
             .map_err(|(_, refused)| refusal(py, refused))?;
+        future
+            .get()
+            .set_helper(Arc::clone(&self.helper) as Arc<dyn Help>, job);
         Ok(future)
     }
 
@@ -539,7 +558,7 @@ impl ProcessPool {
         refuse: Py<PyAny>,
     ) -> PyResult<MapItems> {
         let function = Arc::clone(&function.get().inner);
-        let timeout = to_duration(timeout)?;
+        let timeout = to_duration("timeout", timeout)?;
         Ok(MapItems::new(
             slf, function, name, timeout, retries, ordered, pickle, refuse,
         ))
@@ -555,17 +574,34 @@ impl ProcessPool {
         py.detach(|| self.inner.shut_down(cancel));
     }
 
+    /// No more jobs, and every one that has not ended is cancelled; those that run are interrupted.
+    fn cancel_all(&self, py: Python<'_>) {
+        py.detach(|| self.inner.cancel_all());
+    }
+
     /// Ends every worker now.
     fn terminate(&self, py: Python<'_>) {
         py.detach(|| self.inner.terminate());
     }
 
-    /// Waits until every job has ended and everything is given back; Ctrl-C interrupts.
-    fn wait_closed(&self, py: Python<'_>) -> PyResult<()> {
-        while !py.detach(|| self.inner.wait_closed(SIGNAL_INTERVAL)) {
+    /// Waits until every job has ended and everything is given back; false if that takes longer than `timeout` seconds.
+    /// Ctrl-C interrupts.
+    #[pyo3(signature = (timeout = None))]
+    fn wait_closed(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let timeout = to_duration("timeout", timeout)?;
+        let began = Instant::now();
+        loop {
+            let left = timeout.map_or(SIGNAL_INTERVAL, |limit| {
+                limit.saturating_sub(began.elapsed())
+            });
+            if py.detach(|| self.inner.wait_closed(left.min(SIGNAL_INTERVAL))) {
+                return Ok(true);
+            }
             py.check_signals()?;
+            if left.is_zero() {
+                return Ok(false);
+            }
         }
-        Ok(())
     }
 
     /// What the pool is doing at the moment.
@@ -646,6 +682,11 @@ impl Worker {
         })
     }
 
+    /// The jobs that run here and that the pool has asked to end.
+    fn interrupted(&self) -> Vec<u64> {
+        self.inner.interrupted()
+    }
+
     /// Tells the pool that this worker takes jobs.
     fn ready(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.inner.ready())
@@ -683,7 +724,7 @@ impl Worker {
         }
     }
 
-    /// The parts of the call that was taken: function number, its definition if it is new, arguments, buffers.
+    /// The parts of the call that was taken, unless its job has been interrupted since it was begun: function number, its definition if it is new, arguments, buffers.
     #[allow(clippy::type_complexity, reason = "it is a tuple in Python")]
     fn call<'py>(
         &self,
@@ -696,11 +737,11 @@ impl Worker {
     )> {
         let call = self.taken().take();
         let Some(Call::Run {
+            job,
             slot,
             definition,
             arguments,
             buffers,
-            ..
         }) = call
         else {
             return Err(PyRuntimeError::new_err("no call was taken"));
@@ -708,12 +749,18 @@ impl Worker {
         let definition = definition
             .map(|bytes| to_python(py, bytes, false))
             .transpose()?;
-        Ok((
+        let parts = (
             slot,
             definition,
             to_python(py, arguments, false)?,
             list_of_buffers(py, buffers)?,
-        ))
+        );
+        // A signal that came before the caller was able to heed it was about this.
+        if self.inner.is_interrupted(job) {
+            let cancelled = py.import("plait._interrupt")?.getattr("TaskCancelled")?;
+            return Err(PyErr::from_value(cancelled.call0()?));
+        }
+        Ok(parts)
     }
 
     /// Publishes the answer of a job. Raises `MemoryError` if there is no room for it in shared memory.

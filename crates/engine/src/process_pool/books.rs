@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use plait_sync::parker::Unparker;
 
@@ -53,6 +54,8 @@ pub(super) struct State<H> {
     pub(super) notes: Notes,
     /// How many jobs that have not ended have a timeout.
     pub(super) timed: usize,
+    /// When the collector looks at deadlines again, on the monotonic clock.
+    pub(super) looks_ns: u64,
     /// Why workers cannot be used.
     pub(super) unusable: String,
     /// What the worker that is being buried wrote while it crashed.
@@ -125,6 +128,8 @@ pub(super) struct Shared<H> {
     pub(super) state: Mutex<State<H>>,
     /// How many jobs a worker may run at once at most.
     pub(super) width: usize,
+    /// How long an interrupted job may take to end.
+    pub(super) grace_ns: u64,
     pub(super) owner: u32,
     pub(super) next_function: AtomicU64,
     pub(super) closed: Condvar,
@@ -155,6 +160,7 @@ impl<H: Handle> Shared<H> {
             garbage: Vec::new(),
             notes: Notes::default(),
             timed: 0,
+            looks_ns: 0,
             unusable: String::new(),
             crash: String::new(),
             plumbing: Some(plumbing),
@@ -169,6 +175,7 @@ impl<H: Handle> Shared<H> {
         Self {
             state: Mutex::new(state),
             width: settings.width,
+            grace_ns: settings.cancel_grace.map_or(u64::MAX, nanoseconds),
             owner: process::id(),
             next_function: AtomicU64::new(0),
             closed: Condvar::new(),
@@ -181,7 +188,7 @@ impl<H: Handle> Shared<H> {
     }
 
     /// Queues a job.
-    pub(super) fn enter(&self, state: &mut State<H>, owner: Owner<H>, job: Job) {
+    pub(super) fn enter(&self, state: &mut State<H>, owner: Owner<H>, job: Job) -> JobId {
         let (id, retries) = (state.next_job, job.retries);
         state.next_job += 1;
         state.timed += usize::from(job.timeout.is_some());
@@ -192,6 +199,7 @@ impl<H: Handle> Shared<H> {
         };
         state.entries.insert(id, entry);
         self.drive(state, Event::Submitted { job: id, retries });
+        id
     }
 
     /// Queues what maps have in their backlogs.
@@ -262,6 +270,14 @@ impl<H: Handle> Shared<H> {
                     return;
                 }
                 entry.started = true;
+                if let Some(limit) = entry.job.timeout {
+                    // It can begin from now on, and the collector may have gone to sleep for longer.
+                    let due_ns = monotonic_ns().saturating_add(nanoseconds(limit));
+                    if due_ns < state.looks_ns {
+                        state.looks_ns = due_ns;
+                        wake_collector(state.plumbing.as_ref());
+                    }
+                }
                 // A worker whose link is missing is about to be reported gone, which puts the job back.
                 if let Some(link) = state.links.get_mut(&worker) {
                     match link.send(job, &entry.job, &mut state.scratch) {
@@ -285,6 +301,14 @@ impl<H: Handle> Shared<H> {
                     && !link.stop(&mut state.scratch)
                 {
                     link.kill();
+                }
+            }
+            Action::Interrupt { worker, job } => {
+                if let Some(link) = state.links.get_mut(&worker) {
+                    let until_ns = monotonic_ns().saturating_add(self.grace_ns);
+                    link.interrupt(job, until_ns);
+                    state.looks_ns = 0;
+                    state.wake_collector();
                 }
             }
             Action::Kill { worker } => {
@@ -322,6 +346,33 @@ impl<H: Handle> Shared<H> {
                 state.wake_collector();
             }
         }
+    }
+
+    /// Cancels a job, also one that runs; its owner is the caller's to tell. `None` if it has ended.
+    pub(super) fn cancel(&self, state: &mut State<H>, job: JobId) -> Option<Owner<H>> {
+        if let Some(worker) = state.supervisor.holder(job) {
+            // What has been answered is not cancelled.
+            self.hear_worker(state, worker);
+            self.pull_streams(state);
+        }
+        let entry = state.entries.remove(&job)?;
+        state.timed -= usize::from(entry.job.timeout.is_some());
+        state.garbage.extend(entry.job.kept);
+        let (mut sent, mut behind) = (false, 0);
+        if let Some(worker) = state.supervisor.holder(job)
+            && let Some(link) = state.links.get_mut(&worker)
+        {
+            if let Ok(count) = link.revoke_from(job) {
+                sent = link.holds(job);
+                // What was sent after it is no less welcome for that.
+                behind = count.saturating_sub(usize::from(!sent));
+            } else {
+                sent = true;
+                self.drive(state, Event::Corrupt { worker });
+            }
+        }
+        self.drive(state, Event::Cancelled { job, sent, behind });
+        Some(entry.owner)
     }
 
     /// A lane for a worker. Its process is the collector's to ask for: the zygote's parent-death signal
@@ -374,6 +425,16 @@ fn ask_for<H>(state: &mut State<H>, worker: WorkerId) -> io::Result<()> {
     Ok(())
 }
 
+fn wake_collector(plumbing: Option<&Arc<Plumbing>>) {
+    if let Some(plumbing) = plumbing {
+        plumbing.wake_collector();
+    }
+}
+
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn zygote_is_gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -383,9 +444,7 @@ fn zygote_is_gone(error: &io::Error) -> bool {
 
 impl<H> State<H> {
     pub(super) fn wake_collector(&self) {
-        if let Some(plumbing) = &self.plumbing {
-            plumbing.wake_collector();
-        }
+        wake_collector(self.plumbing.as_ref());
     }
 
     /// Whether there is something for the collector to do.
@@ -405,14 +464,19 @@ impl<H> State<H> {
         if let Some(entry) = self.entries.remove(&job) {
             self.timed -= usize::from(entry.job.timeout.is_some());
             self.garbage.extend(entry.job.kept);
-            match entry.owner {
-                Owner::Handle(handle) => self.outbox.push((handle, outcome)),
-                Owner::Item { stream, number } => {
-                    if self.has_notes() {
-                        self.notes.held.push((stream, number, outcome));
-                    } else {
-                        self.sleepers.extend(stream.put(number, outcome));
-                    }
+            self.give(entry.owner, outcome);
+        }
+    }
+
+    /// What has become of a job goes to its owner, after what its worker has said before.
+    pub(super) fn give(&mut self, owner: Owner<H>, outcome: Outcome) {
+        match owner {
+            Owner::Handle(handle) => self.outbox.push((handle, outcome)),
+            Owner::Item { stream, number } => {
+                if self.has_notes() {
+                    self.notes.held.push((stream, number, outcome));
+                } else {
+                    self.sleepers.extend(stream.put(number, outcome));
                 }
             }
         }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use plait_sync::window;
 
-use super::books::{End, Plumbing, Shared, State};
+use super::books::{End, Plumbing, Shared, State, nanoseconds};
 use super::fault::{Step, reached};
-use super::link::{Link, Said};
+use super::link::{Link, SHORTEST_LOOK_NS, Said};
 use super::outcome::{Deliver, Handle, Outcome, ProcessEnd};
 use super::protocol::Status;
 use super::state::{Event, JobId, WorkerId};
@@ -22,8 +22,8 @@ const SPINS: u32 = 64;
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// The same while an event loop hears workers in its place: the loop may be held up.
 const LONGEST_TRUST: Duration = Duration::from_millis(10);
-/// How often it looks whether a job with a very short timeout has begun.
-const SHORTEST_LOOK_NS: u64 = 1_000_000;
+/// So often a job may let its time to end pass while its worker runs others besides; then they are lost with it.
+const MOST_PATIENCE: u32 = 10;
 
 impl<H: Handle> Shared<H> {
     /// The collector: hears workers and the zygote, keeps deadlines, delivers outcomes, until the pool is closed.
@@ -151,7 +151,7 @@ impl<H: Handle> Shared<H> {
     }
 
     /// Hears all that one worker has said so far, up to a bound: others want to be heard, too.
-    fn hear_worker(&self, state: &mut State<H>, worker: WorkerId) {
+    pub(super) fn hear_worker(&self, state: &mut State<H>, worker: WorkerId) {
         for _ in 0..window::SLOTS {
             let State { links, frame, .. } = state;
             let Some(link) = links.get_mut(&worker) else {
@@ -287,38 +287,31 @@ impl<H: Handle> Shared<H> {
         );
     }
 
-    /// Ends workers whose job has used up its time; how long until the next one may have.
+    /// Interrupts jobs that have used up their time, and ends workers that did not heed that; how long until there may be
+    /// something to do again.
     fn keep_deadlines(&self, state: &mut State<H>) -> Option<Duration> {
-        if state.timed == 0 {
-            return None;
-        }
+        state.looks_ns = u64::MAX;
         let now = monotonic_ns();
-        let mut next: Option<u64> = None;
-        let mut overdue = Vec::new();
-        for (&worker, link) in &state.links {
-            for job in state.supervisor.front(worker) {
-                let Some(limit) = state.entries.get(&job).and_then(|entry| entry.job.timeout)
-                else {
-                    continue;
-                };
-                let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-                let began = link.running().find(|&(running, _)| running == job);
-                let left = match began {
-                    Some((_, began)) => began.min(now).saturating_add(limit).saturating_sub(now),
-                    // One that has not begun cannot be overdue before a whole limit from now.
-                    None => limit.max(SHORTEST_LOOK_NS),
-                };
-                if left == 0 {
-                    overdue.push((worker, job));
-                } else {
-                    next = Some(next.map_or(left, |next| next.min(left)));
-                }
+        if state.timed > 0 {
+            let overdue = overdue_jobs(state, now);
+            for (worker, job) in overdue {
+                self.overdue(state, worker, job);
             }
         }
-        for (worker, job) in overdue {
-            self.overdue(state, worker, job);
+        let mut unheeded = Vec::new();
+        for (&worker, link) in &mut state.links {
+            if link.ghosts() > 0 {
+                let (next, count) = link.haunt(now, self.grace_ns);
+                state.looks_ns = state.looks_ns.min(next);
+                unheeded.extend(count.map(|count| (worker, count)));
+            }
         }
-        next.map(Duration::from_nanos)
+        for (worker, count) in unheeded {
+            let last = count >= MOST_PATIENCE;
+            self.drive(state, Event::Unheeded { worker, last });
+        }
+        (state.looks_ns < u64::MAX)
+            .then(|| Duration::from_nanos(state.looks_ns.saturating_sub(now)))
     }
 
     fn overdue(&self, state: &mut State<H>, worker: WorkerId, job: JobId) {
@@ -335,4 +328,29 @@ impl<H: Handle> Shared<H> {
         }
         self.drive(state, Event::Revoked { worker, count });
     }
+}
+
+/// The jobs that have used up their time. Notes when the next one may have.
+fn overdue_jobs<H>(state: &mut State<H>, now: u64) -> Vec<(WorkerId, JobId)> {
+    let mut overdue = Vec::new();
+    for (&worker, link) in &state.links {
+        for job in state.supervisor.queue(worker) {
+            let Some(limit) = state.entries.get(&job).and_then(|entry| entry.job.timeout) else {
+                continue;
+            };
+            let limit = nanoseconds(limit);
+            let began = link.running().find(|&(running, _)| running == job);
+            let due = match began {
+                Some((_, began)) => began.min(now).saturating_add(limit),
+                // One that has not begun cannot be overdue before a whole limit from now.
+                None => now.saturating_add(limit.max(SHORTEST_LOOK_NS)),
+            };
+            if due <= now {
+                overdue.push((worker, job));
+            } else {
+                state.looks_ns = state.looks_ns.min(due);
+            }
+        }
+    }
+    overdue
 }

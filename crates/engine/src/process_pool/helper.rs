@@ -1,4 +1,4 @@
-//! A thread that waits for a quick job and hears workers itself, for a moment, instead of sleeping.
+//! What a job's owner can do about it: hear workers itself, for a moment, instead of sleeping; or cancel it.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -6,12 +6,14 @@ use std::sync::{Arc, Weak};
 use super::books::Shared;
 use super::link::Link;
 use super::outcome::{Handle, Outcome};
+use super::state::JobId;
+use super::stream::Owner;
 use crate::sys::process;
 
 /// How often a thread that waits for a quick job looks for its answer before it leaves that to the collector.
 const HELP_SPINS: u32 = 256;
 
-/// Lets a thread that waits for a job hear workers itself: two wake-ups less than through the collector.
+/// Lets a thread that waits for a job hear workers itself (two wake-ups less than through the collector), and cancel one.
 pub struct Helper<H: Handle> {
     shared: Weak<Shared<H>>,
 }
@@ -69,6 +71,26 @@ impl<H: Handle> Helper<H> {
             state.wake_collector();
         }
         found
+    }
+}
+
+impl<H: Handle> Helper<H> {
+    /// Cancels a job, also one that runs: its handle comes back, and no outcome will. `None` if it has ended; its outcome was
+    /// delivered or is about to be.
+    pub fn cancel(&self, job: JobId) -> Option<H> {
+        let shared = self.shared.upgrade()?;
+        if process::id() != shared.owner {
+            return None;
+        }
+        let mut state = shared.lock();
+        let owner = shared.cancel(&mut state, job);
+        if state.has_news() {
+            state.wake_collector();
+        }
+        match owner {
+            Some(Owner::Handle(handle)) => Some(handle),
+            _ => None,
+        }
     }
 }
 

@@ -67,6 +67,8 @@ struct Slot {
     running: AtomicU64,
     /// When it began, on the monotonic clock.
     began_ns: AtomicU64,
+    /// The number of the job that the pool wants to end, plus one. Means nothing unless it is the one that runs.
+    interrupt: AtomicU64,
 }
 
 /// What a slot of a lane says.
@@ -136,6 +138,8 @@ impl Lane {
     pub fn begin(&self, slot: usize, job: JobId, now_ns: u64) {
         let slot = &self.control().slots[slot];
         slot.began_ns.store(now_ns, Ordering::Relaxed);
+        // What was meant for an earlier run of the same job.
+        slot.interrupt.store(0, Ordering::Relaxed);
         slot.running.store(job.wrapping_add(1), Ordering::Release);
     }
 
@@ -143,6 +147,18 @@ impl Lane {
     pub fn end(&self, slot: usize) {
         let slot = &self.control().slots[slot];
         slot.running.store(IDLE, Ordering::Release);
+    }
+
+    /// Pool: the job that runs in the slot is to end.
+    pub fn interrupt(&self, slot: usize, job: JobId) {
+        let slot = &self.control().slots[slot];
+        slot.interrupt.store(job.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Worker: whether the job, which runs in the slot, is to end.
+    pub fn is_interrupted(&self, slot: usize, job: JobId) -> bool {
+        let slot = &self.control().slots[slot];
+        slot.interrupt.load(Ordering::Acquire) == job.wrapping_add(1)
     }
 
     /// What a slot says.

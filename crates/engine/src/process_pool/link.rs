@@ -64,6 +64,10 @@ pub struct Job {
 
 /// How long a process that is being killed is waited for.
 const LONGEST_DEATH: Duration = Duration::from_secs(1);
+/// How soon a job that does not run yet is looked at again.
+pub(super) const SHORTEST_LOOK_NS: u64 = 1_000_000;
+/// A job that lets its time pass is given this much more at least, if its worker runs others besides.
+const SHORTEST_GRACE_NS: u64 = 100_000_000;
 /// What stands for the slot of a function that has none.
 const NO_SLOT: u64 = u64::MAX;
 
@@ -115,6 +119,18 @@ pub(super) enum Said {
     },
 }
 
+/// A job that was interrupted, or is going to be, and that the worker has not answered.
+struct Ghost {
+    job: JobId,
+    /// The slot that its call filled, perhaps: nobody knows how far it came.
+    defined: Option<u64>,
+    /// Whether the worker was told.
+    told: bool,
+    /// How often it has let its time pass.
+    unheeded: u32,
+    until_ns: u64,
+}
+
 /// The worker has written what no correct worker writes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Corrupt;
@@ -126,6 +142,7 @@ pub(super) struct Link {
     replies: ring::Consumer<Replies>,
     returner: Arc<Returner>,
     sent: VecDeque<Sent>,
+    ghosts: Vec<Ghost>,
     /// Pieces of the arguments' memory that the worker may be using.
     lent: NumberMap<Arc<Block>>,
     /// Which function each slot of this worker holds once it has done what it was sent.
@@ -166,6 +183,7 @@ impl Link {
                 ring,
             }),
             sent: VecDeque::new(),
+            ghosts: Vec::new(),
             lent: NumberMap::default(),
             known: NumberMap::default(),
             process: None,
@@ -221,6 +239,85 @@ impl Link {
     /// Whether the job's function is running.
     pub(super) fn is_running(&self, job: JobId) -> bool {
         self.running().any(|(running, _)| running == job)
+    }
+
+    /// Whether the worker has the job: it was sent, not taken back and not answered.
+    pub(super) fn holds(&self, job: JobId) -> bool {
+        self.sent.iter().any(|sent| sent.job == job)
+    }
+
+    /// Takes back the job and all that were sent after it, as far as the worker has not claimed them; how many it got.
+    pub(super) fn revoke_from(&mut self, job: JobId) -> Result<usize, Corrupt> {
+        match self.sent.iter().position(|sent| sent.job == job) {
+            Some(at) => self.revoke(self.sent.len() - at),
+            None => Ok(0),
+        }
+    }
+
+    /// Interrupts the job, which the worker has and which is to end by then; if it does not run yet, [`Self::haunt`] does.
+    pub(super) fn interrupt(&mut self, job: JobId, until_ns: u64) {
+        let sent = self.sent.iter().find(|sent| sent.job == job);
+        let defined = sent.and_then(|sent| sent.defined);
+        self.ghosts.push(Ghost {
+            job,
+            defined,
+            told: self.tell(job),
+            unheeded: 0,
+            until_ns,
+        });
+    }
+
+    /// How many jobs are to end.
+    pub(super) fn ghosts(&self) -> usize {
+        self.ghosts.len()
+    }
+
+    /// Interrupts what is to end and was not told so. When to look again, and whether a job that was told has let its
+    /// time pass (which gives it as much again) and how often that was.
+    pub(super) fn haunt(&mut self, now_ns: u64, grace_ns: u64) -> (u64, Option<u32>) {
+        let (mut next, mut unheeded) = (u64::MAX, None);
+        for at in 0..self.ghosts.len() {
+            let ghost = &self.ghosts[at];
+            if !ghost.told && self.tell(ghost.job) {
+                self.ghosts[at].told = true;
+            }
+            let ghost = &mut self.ghosts[at];
+            if ghost.until_ns <= now_ns {
+                ghost.unheeded += 1;
+                ghost.until_ns = now_ns.saturating_add(grace_ns.max(SHORTEST_GRACE_NS));
+                unheeded = unheeded.max(Some(ghost.unheeded));
+            }
+            next = next.min(ghost.until_ns);
+            if !ghost.told {
+                next = next.min(now_ns + SHORTEST_LOOK_NS);
+            }
+        }
+        (next, unheeded)
+    }
+
+    /// Interrupts the job if it runs; whether that was done.
+    fn tell(&self, job: JobId) -> bool {
+        let slot = self
+            .slots()
+            .position(|slot| matches!(slot, Running::Job { job: running, .. } if running == job));
+        // What it has said may be the answer.
+        let (Some(slot), Some((_, pidfd)), false) = (slot, &self.process, self.has_reply()) else {
+            return false;
+        };
+        self.lane.interrupt(slot, job);
+        // If the kernel refuses, it will not be heeded either.
+        let _ = process::interrupt(pidfd);
+        true
+    }
+
+    /// The job was answered.
+    fn lay(&mut self, job: JobId) {
+        if let Some(at) = self.ghosts.iter().position(|ghost| ghost.job == job) {
+            let ghost = self.ghosts.swap_remove(at);
+            if let Some(slot) = ghost.defined {
+                self.known.remove(&slot);
+            }
+        }
     }
 
     /// Of a worker whose process has ended and whose last words were heard: the jobs that it had begun and not
@@ -418,6 +515,7 @@ impl Link {
                         .map(|piece| self.bytes(piece))
                         .collect::<Result<_, _>>()?;
                     self.sent.remove(at);
+                    self.lay(job);
                     self.answered = Some(job);
                     reached(Step::Heard);
                     return Ok(Some(Said::Answer {

@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
 use std::fmt;
+use std::time::Duration;
 
 use super::protocol::Status;
 use super::state::Cause;
@@ -49,7 +50,7 @@ pub enum Outcome {
         end: ProcessEnd,
         text: String,
     },
-    /// It was cancelled before it was sent.
+    /// It was cancelled, by its owner or with the pool.
     Cancelled,
 }
 
@@ -95,6 +96,8 @@ pub struct Settings {
     pub adapts_width: bool,
     /// How many jobs each is given until it is replaced.
     pub jobs_per_worker: Option<u32>,
+    /// How long a job that was interrupted may take to end before its worker is ended; for ever without.
+    pub cancel_grace: Option<Duration>,
 }
 
 impl Settings {
@@ -105,6 +108,7 @@ impl Settings {
             width: 1,
             adapts_width: false,
             jobs_per_worker: None,
+            cancel_grace: None,
         }
     }
 }

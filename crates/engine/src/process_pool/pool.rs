@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::books::{Plumbing, Shared, State};
+use super::books::{Entry, Plumbing, Shared, State};
 use super::helper::Helper;
 use super::lane::{INLINE_MOST, MOST_WIDTH};
 use super::link::{Function, Job, Payload};
 use super::listener::Listener;
-use super::outcome::{Deliver, Handle, Refused, Settings, Statistics};
-use super::state::Event;
+use super::outcome::{Deliver, Handle, Outcome, Refused, Settings, Statistics};
+use super::state::{Event, JobId};
 use super::stream::{Owner, Stream};
 use super::zygote::Launch;
 use crate::sys::process;
@@ -89,7 +89,7 @@ impl<H: Handle> ProcessPool<H> {
     }
 
     /// Queues a job. Its outcome is delivered with `handle`; if it is refused, the handle comes back.
-    pub fn submit(&self, handle: H, job: Job) -> Result<(), (H, Refused)> {
+    pub fn submit(&self, handle: H, job: Job) -> Result<JobId, (H, Refused)> {
         let shared = &self.shared;
         if let Some(refused) = self.forked() {
             return Err((handle, refused));
@@ -98,13 +98,30 @@ impl<H: Handle> ProcessPool<H> {
         if let Err(refused) = Self::check_open(&state) {
             return Err((handle, refused));
         }
-        let timed = job.timeout.is_some();
-        shared.enter(&mut state, Owner::Handle(handle), job);
-        // The collector has to know of a new deadline, and of jobs that ended here.
-        if timed || state.has_news() {
+        let id = shared.enter(&mut state, Owner::Handle(handle), job);
+        // The collector has to know of jobs that ended here.
+        if state.has_news() {
             state.wake_collector();
         }
-        Ok(())
+        Ok(id)
+    }
+
+    /// No more jobs, and every one that has not ended is cancelled: those that run are interrupted, and their workers ended if
+    /// they do not heed that.
+    pub fn cancel_all(&self) {
+        self.signal(Event::ShutDown { cancel: true });
+        if self.forked().is_none() {
+            let mut state = self.shared.lock();
+            let mut jobs: Vec<_> = state.entries.keys().copied().collect();
+            // The newest first: none of them gets to begin because of this.
+            jobs.sort_unstable_by(|one, other| other.cmp(one));
+            for job in jobs {
+                if let Some(owner) = self.shared.cancel(&mut state, job) {
+                    state.give(owner, Outcome::Cancelled);
+                }
+            }
+            state.wake_collector();
+        }
     }
 
     /// A stream for the items of a map, whose outcomes it gives in their order, or as they come.
@@ -134,20 +151,34 @@ impl<H: Handle> ProcessPool<H> {
         }
         let mut state = self.shared.lock();
         Self::check_open(&state)?;
-        let timed = state.timed;
         self.shared.pull(&mut state, stream);
-        if state.timed > timed || state.has_news() {
+        if state.has_news() {
             state.wake_collector();
         }
         Ok(())
     }
 
-    /// Ends a stream: items that were not sent never run, and what comes of the others is dropped.
+    /// Ends a stream: items that do not run never will, those that do are interrupted, and what comes of them is dropped.
     pub fn close_stream(&self, stream: &Arc<Stream>) {
         stream.close();
-        if self.forked().is_none() {
-            let mut state = self.shared.lock();
-            state.streams.retain(|other| !Arc::ptr_eq(other, stream));
+        if self.forked().is_some() {
+            return;
+        }
+        let mut state = self.shared.lock();
+        state.streams.retain(|other| !Arc::ptr_eq(other, stream));
+        let sent = |entry: &Entry<H>| match &entry.owner {
+            Owner::Item { stream: other, .. } => entry.started && Arc::ptr_eq(other, stream),
+            Owner::Handle(_) => false,
+        };
+        let sent = state.entries.iter().filter(|(_, entry)| sent(entry));
+        let mut sent: Vec<_> = sent.map(|(&job, _)| job).collect();
+        // The newest first: none of them gets to begin because of this.
+        sent.sort_unstable_by(|one, other| other.cmp(one));
+        for job in sent {
+            self.shared.cancel(&mut state, job);
+        }
+        if state.has_news() {
+            state.wake_collector();
         }
     }
 

@@ -49,6 +49,15 @@ pub enum Event {
     Gone { worker: WorkerId, begun: Vec<JobId> },
     /// A job that the worker is running has used up its time.
     Overdue { worker: WorkerId, job: JobId },
+    /// The job's owner does not want it any more. `sent` says that a worker has claimed it and not answered it; if none
+    /// has, and it was sent, it was taken back for this. So were the last `behind` that its worker was sent after it.
+    Cancelled {
+        job: JobId,
+        sent: bool,
+        behind: usize,
+    },
+    /// The worker was interrupted and has had the time to heed that. `last` says that its other jobs do not count any more.
+    Unheeded { worker: WorkerId, last: bool },
     /// The worker has written what no correct worker writes.
     Corrupt { worker: WorkerId },
     /// From now on a worker runs up to `width` jobs at once, within what the pool was made for.
@@ -66,7 +75,7 @@ pub enum Event {
 pub enum Cause {
     /// Its worker's process ended while it ran.
     Died,
-    /// It used up its time, and its worker was ended for it.
+    /// It used up its time.
     Overdue,
     /// Workers cannot be started, or their initializer failed.
     Unusable,
@@ -87,6 +96,8 @@ pub enum Action {
     Revoke { worker: WorkerId, count: usize },
     /// Tell the worker to leave when its window is empty.
     Stop { worker: WorkerId },
+    /// Interrupt the job, and report in [`Event::Unheeded`] if it has not ended some time later.
+    Interrupt { worker: WorkerId, job: JobId },
     /// End the worker's process.
     Kill { worker: WorkerId },
     /// The job's answer is its outcome.
@@ -99,7 +110,7 @@ pub enum Action {
         worker: Option<WorkerId>,
         cause: Cause,
     },
-    /// The job never ran and never will.
+    /// The job's future is cancelled: it never ran, or nobody wants it any more.
     Cancel { job: JobId },
     /// Every job has ended and every worker is gone: the pool is closed.
     Close,
@@ -119,25 +130,48 @@ struct Worker {
     stopping: bool,
     full: bool,
     condemned: Option<Cause>,
-    /// The job that it was condemned for because that used up its time.
-    overdue: Option<JobId>,
     /// Sent and not answered, in order.
     queue: VecDeque<JobId>,
+    /// Jobs that run though nobody waits for this run any more. It is sent nothing while there are any.
+    ghosts: Vec<Ghost>,
     /// How many jobs it may be sent until it is replaced.
     jobs_left: u32,
     /// What its jobs took lately, if it has answered one.
     run_ns: Option<u64>,
 }
 
+/// A job that was interrupted.
+#[derive(Debug, Clone, Copy)]
+struct Ghost {
+    job: JobId,
+    /// It has not ended by that: it runs again when this run of it is over.
+    again: bool,
+}
+
 impl Worker {
     fn takes_jobs(&self) -> bool {
-        !self.stopping && !self.full && self.jobs_left > 0 && self.condemned.is_none()
+        !self.stopping
+            && !self.full
+            && self.jobs_left > 0
+            && self.condemned.is_none()
+            && self.ghosts.is_empty()
     }
 
     /// A job that was sent did not reach it after all.
     fn unsend(&mut self) {
         // At its maximum it does not count.
         self.jobs_left = self.jobs_left.saturating_add(1);
+    }
+
+    /// The last `count` jobs that it was sent are pending again.
+    fn take_back(&mut self, count: usize, pending: &mut VecDeque<JobId>) {
+        for _ in 0..count {
+            if let Some(job) = self.queue.pop_back() {
+                self.unsend();
+                pending.push_front(job);
+            }
+        }
+        self.full &= count == 0;
     }
 
     /// How many jobs that it has not answered it may have. One that runs them one at a time is sent some ahead.
@@ -237,10 +271,17 @@ impl Supervisor {
         self.workers.len()
     }
 
-    /// The jobs that the worker runs or will run next: all that it can have begun are among them.
-    pub fn front(&self, worker: WorkerId) -> impl Iterator<Item = JobId> {
+    /// The jobs that the worker was sent and has not answered, oldest first, without those that were interrupted.
+    pub fn queue(&self, worker: WorkerId) -> impl Iterator<Item = JobId> {
         let queue = self.workers.get(&worker).map(|worker| worker.queue.iter());
-        queue.into_iter().flatten().copied().take(self.width.most)
+        queue.into_iter().flatten().copied()
+    }
+
+    /// The worker that was sent the job and has not answered it.
+    pub fn holder(&self, job: JobId) -> Option<WorkerId> {
+        let holds = |worker: &Worker| worker.queue.contains(&job);
+        let holder = self.workers.iter().find(|(_, worker)| holds(worker));
+        holder.map(|(&id, _)| id)
     }
 
     /// Whether the worker has started.
@@ -306,24 +347,24 @@ impl Supervisor {
             }
             Event::Revoked { worker, count } => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
-                    for _ in 0..count {
-                        if let Some(job) = worker.queue.pop_back() {
-                            worker.unsend();
-                            self.pending.push_front(job);
-                        }
-                    }
-                    worker.full &= count == 0;
+                    worker.take_back(count, &mut self.pending);
                 }
                 self.dispatch(actions);
                 self.leave(actions);
             }
             Event::Gone { worker, begun } => self.gone(worker, &begun, actions),
-            Event::Overdue { worker, job } => {
-                if self.front(worker).any(|front| front == job) {
-                    self.condemn(worker, Cause::Overdue, actions);
-                    if let Some(worker) = self.workers.get_mut(&worker) {
-                        worker.overdue.get_or_insert(job);
-                    }
+            Event::Overdue { worker, job } => self.overdue(worker, job, actions),
+            Event::Cancelled { job, sent, behind } => {
+                self.cancelled(job, sent, behind, actions);
+                self.settle(actions);
+            }
+            Event::Unheeded { worker: id, last } => {
+                let last = last || self.width.most == 1;
+                if let Some(worker) = self.workers.get(&id)
+                    && !worker.ghosts.is_empty()
+                    && (last || worker.queue.is_empty())
+                {
+                    self.condemn(id, Cause::Died, actions);
                 }
             }
             Event::Corrupt { worker } => self.condemn(worker, Cause::Died, actions),
@@ -356,6 +397,66 @@ impl Supervisor {
         }
     }
 
+    fn overdue(&mut self, id: WorkerId, job: JobId, actions: &mut Vec<Action>) {
+        // One that is being ended takes the job along, whether it was in time or not.
+        if self.is_condemned(id) || !self.take_from(id, job) {
+            return;
+        }
+        let again = self.may_run_again(job);
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.ghosts.push(Ghost { job, again });
+        }
+        actions.push(Action::Interrupt { worker: id, job });
+        if !again {
+            self.jobs.remove(&job);
+            actions.push(Action::Lose {
+                job,
+                worker: Some(id),
+                cause: Cause::Overdue,
+            });
+        }
+    }
+
+    fn cancelled(&mut self, job: JobId, sent: bool, behind: usize, actions: &mut Vec<Action>) {
+        if self.jobs.remove(&job).is_none() {
+            return;
+        }
+        self.pending.retain(|&pending| pending != job);
+        for (&id, worker) in &mut self.workers {
+            if let Some(ghost) = worker.ghosts.iter_mut().find(|ghost| ghost.job == job) {
+                ghost.again = false;
+            }
+            if let Some(at) = worker.queue.iter().position(|&queued| queued == job) {
+                worker.queue.remove(at);
+                worker.take_back(behind, &mut self.pending);
+                if sent {
+                    worker.ghosts.push(Ghost { job, again: false });
+                    actions.push(Action::Interrupt { worker: id, job });
+                } else {
+                    worker.unsend();
+                    worker.full = false;
+                }
+            }
+        }
+        actions.push(Action::Cancel { job });
+    }
+
+    /// The run of a ghost is over; whether there was one.
+    fn lay(&mut self, id: WorkerId, job: JobId, actions: &mut Vec<Action>) -> bool {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return false;
+        };
+        let Some(at) = worker.ghosts.iter().position(|ghost| ghost.job == job) else {
+            return false;
+        };
+        worker.full = false;
+        if worker.ghosts.swap_remove(at).again {
+            self.pending.push_back(job);
+            actions.push(Action::Discard { job });
+        }
+        true
+    }
+
     fn answered(
         &mut self,
         worker: WorkerId,
@@ -364,6 +465,10 @@ impl Supervisor {
         run_ns: u64,
         actions: &mut Vec<Action>,
     ) {
+        if self.lay(worker, job, actions) {
+            self.settle(actions);
+            return;
+        }
         if !self.take_from(worker, job) {
             return;
         }
@@ -398,11 +503,8 @@ impl Supervisor {
                 continue;
             };
             worker.queue.remove(at);
-            let cause = match worker.condemned {
-                Some(Cause::Overdue) if worker.overdue != Some(job) => Cause::Died,
-                cause => cause.unwrap_or(Cause::Died),
-            };
-            if matches!(cause, Cause::Died | Cause::Overdue) && self.may_run_again(job) {
+            let cause = worker.condemned.unwrap_or(Cause::Died);
+            if cause == Cause::Died && self.may_run_again(job) {
                 self.pending.push_back(job);
             } else {
                 self.jobs.remove(&job);
@@ -413,6 +515,8 @@ impl Supervisor {
                 });
             }
         }
+        let ghosts = worker.ghosts.iter().filter(|ghost| ghost.again);
+        self.pending.extend(ghosts.map(|ghost| ghost.job));
         // Jobs that it had not begun were not touched: they go first.
         while let Some(job) = worker.queue.pop_back() {
             self.pending.push_front(job);
@@ -493,8 +597,8 @@ impl Supervisor {
             stopping: false,
             full: false,
             condemned: None,
-            overdue: None,
             queue: VecDeque::new(),
+            ghosts: Vec::new(),
             jobs_left: self.jobs_per_worker,
             run_ns: None,
         };

@@ -2,7 +2,7 @@
 #![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -78,6 +78,8 @@ pub struct Worker {
     released: Arc<Released>,
     /// What the slots of the lane hold, in memory that no job reaches by writing past the end of its own.
     slots: Box<[Slot]>,
+    /// How many of them have been in use at once.
+    used: AtomicUsize,
     /// Held while the thread that takes calls waits for one.
     taking: Mutex<Taking>,
     /// Held for a moment, or until there is room for an answer.
@@ -113,6 +115,13 @@ fn said(pushed: io::Result<()>) -> io::Result<()> {
     }
 }
 
+impl Slot {
+    fn job(&self) -> Option<JobId> {
+        // Acquire: whoever emptied the slot has also said so in the lane.
+        self.job.load(Ordering::Acquire).checked_sub(1)
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing under these locks panics half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -138,6 +147,7 @@ impl Worker {
             doorbell,
             released: Arc::default(),
             slots: (0..MOST_WIDTH).map(|_| Slot::default()).collect(),
+            used: AtomicUsize::new(0),
             lane,
         })
     }
@@ -213,17 +223,39 @@ impl Worker {
     }
 
     fn begin(&self, job: JobId) -> io::Result<()> {
-        // Acquire: whoever emptied the slot has also said so in the lane.
-        let free = |slot: &Slot| slot.job.load(Ordering::Acquire) == 0;
-        let at = self.slots.iter().position(free);
+        let at = self.slots.iter().position(|slot| slot.job().is_none());
         // No pool sends more than it knows to fit.
         let at = at.ok_or(io::ErrorKind::InvalidData)?;
         let now_ns = monotonic_ns();
         let slot = &self.slots[at];
         slot.began_ns.store(now_ns, Ordering::Relaxed);
         slot.job.store(job.wrapping_add(1), Ordering::Release);
+        if at >= self.used.load(Ordering::Relaxed) {
+            self.used.store(at + 1, Ordering::Release);
+        }
         self.lane.begin(at, job, now_ns);
         Ok(())
+    }
+
+    /// The jobs that run here and that the pool has asked to end. Takes no lock: for a handler of signals.
+    pub fn interrupted(&self) -> Vec<JobId> {
+        let used = self.used.load(Ordering::Acquire);
+        (0..used)
+            .filter_map(|slot| Some((slot, self.slots[slot].job()?)))
+            .filter(|&(slot, job)| self.lane.is_interrupted(slot, job))
+            .map(|(_, job)| job)
+            .collect()
+    }
+
+    /// Whether the job, which runs here, is one of [`Self::interrupted`].
+    pub fn is_interrupted(&self, job: JobId) -> bool {
+        self.slot_of(job)
+            .is_some_and(|slot| self.lane.is_interrupted(slot, job))
+    }
+
+    fn slot_of(&self, job: JobId) -> Option<usize> {
+        let used = self.used.load(Ordering::Acquire);
+        (0..used).find(|&slot| self.slots[slot].job() == Some(job))
     }
 
     /// Tells the pool that this worker takes jobs.
@@ -249,9 +281,7 @@ impl Worker {
         payload: &[u8],
         buffers: &[&[u8]],
     ) -> io::Result<()> {
-        let holds = |slot: &Slot| slot.job.load(Ordering::Acquire) == job.wrapping_add(1);
-        let at = self.slots.iter().position(holds);
-        let at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        let at = self.slot_of(job).ok_or(io::ErrorKind::InvalidInput)?;
         let slot = &self.slots[at];
         // A job that wrote over the lane may have written over the bells, too: better to leave than not to be heard.
         if !matches!(self.lane.slot(at), Running::Job { job: running, .. } if running == job) {

@@ -42,6 +42,17 @@ pub fn kill(pidfd: impl AsFd) -> io::Result<()> {
     }
 }
 
+/// The signal that [`interrupt`] sends: nobody else needs it, and a process that does not handle it ignores it.
+pub const INTERRUPT: i32 = Signal::URG.as_raw();
+
+/// Sends [`INTERRUPT`] to the process behind a pidfd. One that is gone already is no error.
+pub fn interrupt(pidfd: impl AsFd) -> io::Result<()> {
+    match pidfd_send_signal(pidfd, Signal::URG) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Waits until the process behind a pidfd has ended; false if that takes longer than `limit`.
 pub fn wait_end(pidfd: impl AsFd, limit: Duration) -> bool {
     let begun = Instant::now();
