@@ -10,6 +10,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found] # `signal` and `socket` import `enum` and more,
 import _socket  # which takes several milliseconds
 import faulthandler
+import gc
 import marshal
 import os
 import select
@@ -76,7 +77,10 @@ def main() -> NoReturn:
     os.close(configured)
     # From here on we notice by ourselves, if only we are not stopped, and bury the workers.
     _rust.go_on_without_parent()
-    Zygote(socket, watch, Outfit(failure, late, configuration)).serve()
+    zygote = Zygote(socket, watch, Outfit(failure, late, configuration))
+    # What is here now stays: a collection in a worker would write to these objects, and so copy their pages.
+    gc.freeze()
+    zygote.serve()
 
 
 def _preload(modules: list[str], late: list[str], link: int, configured: int) -> str | None:
