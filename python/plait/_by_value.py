@@ -27,6 +27,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle.cloudpickle import _function_setstate
 
+from plait import _serialize
 from plait._serialize import reduce_view
 
 _MAIN = ("__main__", "__mp_main__")
@@ -83,15 +84,21 @@ _sent: dict[str, Any] = {}
 
 
 def _globals_of_main() -> dict[str, Any]:
-    """The globals for functions of one pickle: in a worker the same for all."""
+    """The globals for functions of one pickle: in a worker the same for all, or those of ``__main__``."""
+    if _serialize.is_main_everywhere():
+        return vars(sys.modules["__main__"])
     return _shared if "plait._worker" in sys.modules else {"__name__": "__main__", "__package__": None}
 
 
 def _set_state(function: FunctionType, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """Give a function what its pickle holds; but a global that was assigned here stays as it is."""
-    if function.__globals__ is _shared:
-        slots = state[1]
-        new = slots["__globals__"]
+    slots = state[1]
+    new = slots["__globals__"]
+    if _serialize.is_main_everywhere():
+        slots["__globals__"] = {
+            name: value for name, value in new.items() if name not in function.__globals__
+        }
+    elif function.__globals__ is _shared:
         slots["__globals__"] = {
             name: value
             for name, value in new.items()
@@ -190,16 +197,25 @@ def _reduce_semaphore(semaphore: Any) -> Any:
     return _make_semaphore, (handle, semaphore.kind, semaphore.maxvalue, name, inherited)
 
 
+_inherited: dict[Any, Any] = {}
+"""Nameless semaphores: when one is deleted, its memory is gone from this process for good."""
+
+
 def _make_semaphore(handle: int, kind: int, maxvalue: int, name: str | None, inherited: Any) -> Any:
     from _multiprocessing import SemLock
 
+    if name is None and (handle, inherited) in _inherited:
+        return _inherited[handle, inherited]
     if name is None and (inherited is None or _mapping(handle) != inherited):
         raise RuntimeError(
             "a semaphore made for the start method 'fork' can be given to workers only if they are forked, "
             "too, and it was made before the pool's first worker; make it with another start method, or use "
             "those of plait.multiprocessing"
         )
-    return SemLock._rebuild(handle, kind, maxvalue, name)
+    semaphore = SemLock._rebuild(handle, kind, maxvalue, name)
+    if name is None:
+        _inherited[handle, inherited] = semaphore
+    return semaphore
 
 
 def _mapping(address: int) -> tuple[str, str] | None:

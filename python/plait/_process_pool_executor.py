@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from plait import errors
 from plait._budget import cpus
+from plait._forked_pool import ForkedPool
 from plait._job import DEFAULT_OPTIONS
 from plait.future import Future
 from plait.process_pool import ProcessPool
@@ -32,7 +33,9 @@ class WorkerDied(errors.WorkerDied, BrokenProcessPool):
     """`plait.WorkerDied`, for code that expects the standard `BrokenProcessPool`."""
 
 
-class _Pool(ProcessPool):
+class _Watched(ProcessPool):
+    """A pool that remembers why it cannot be used."""
+
     worker_died = WorkerDied
     cancels_running = False
 
@@ -43,6 +46,14 @@ class _Pool(ProcessPool):
         super().__init__(*args, **kwargs)
 
 
+class _Pool(_Watched):
+    """A pool for any start method but `fork`."""
+
+
+class _ForkedPool(_Watched, ForkedPool):
+    """A pool for the start method `fork`."""
+
+
 class _Breakage:
     """Why no worker of a pool can be used."""
 
@@ -51,7 +62,7 @@ class _Breakage:
 
     def exception_of(self, *what: Any) -> BaseException:
         """The exception for a job that has no answer."""
-        error = _Pool._exception_of(*what)
+        error = _Watched._exception_of(*what)
         if type(error) is BrokenProcessPool:
             self.reason = str(error)
         return error
@@ -78,8 +89,9 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     """`concurrent.futures.ProcessPoolExecutor` on plait's process pool: the same arguments and behaviour.
 
     Except that a worker that dies fails only the job it was running (with a `BrokenProcessPool`); it is
-    replaced, and the executor goes on. Workers come from a zygote whatever start method `mp_context` names,
-    so the caller is never forked. Thread-safe; for forks see `plait.process_pool.ProcessPool`.
+    replaced, and the executor goes on. Workers come from a zygote, and the caller is never forked, unless
+    `mp_context` asks for just that (``"fork"``); then workers inherit its memory as it is at the first
+    `submit`. Thread-safe; for forks see `plait.process_pool.ProcessPool`.
     """
 
     def __init__(
@@ -95,6 +107,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             max_workers = cpus()
         elif max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
+        forks = mp_context is not None and mp_context.get_start_method(allow_none=False) == "fork"
         if mp_context is None:
             mp_context = multiprocessing.get_context(None if max_tasks_per_child is None else "spawn")
         if initializer is not None and not callable(initializer):
@@ -111,12 +124,13 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
                 )
         self._max_workers = max_workers
         self._mp_context = mp_context
-        self._pool = _Pool(
+        self._pool = (_ForkedPool if forks else _Pool)(
             max_workers,
             initializer=initializer if initializer is None else _Initializer(initializer),
             initargs=initargs,
             max_tasks_per_worker=max_tasks_per_child,
         )
+        self._to_start = max_workers if forks else 0  # the standard executor forks all workers at once
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Schedule ``fn(*args, **kwargs)`` and return its future.
@@ -125,6 +139,9 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         """
         if self._broken:
             raise BrokenProcessPool(self._broken)
+        while self._to_start > 0:
+            self._to_start -= 1
+            self._pool.submit(_nothing, (), {})
         return self._pool.submit(fn, args, kwargs, DEFAULT_OPTIONS)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -158,6 +175,10 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         while 0 in (pids := self._pool.statistics()["workers"]):
             time.sleep(0.001)
         return {pid: _WorkerProcess(pid) for pid in pids}
+
+
+def _nothing() -> None:
+    """A job that only starts a worker."""
 
 
 class _Joinable:

@@ -15,6 +15,7 @@ from _operator import is_
 from _pickle import PickleBuffer
 from _pickle import dumps as _pickle  # `pickle` itself takes a worker's start some milliseconds
 from _pickle import loads as _unpickle
+from _thread import _local
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 # As `typing.TYPE_CHECKING`, without importing it.
@@ -161,7 +162,37 @@ def _names_main(payload: bytes) -> bool:
     That the name merely occurs in a string costs time, not correctness. (`find`, because `in` first tries to
     take its left side for a number, and the exception that makes costs more than the search.)
     """
-    return payload.find(b"__main__") >= 0 or payload.find(b"__mp_main__") >= 0
+    return (payload.find(b"__main__") >= 0 or payload.find(b"__mp_main__") >= 0) and not _main_by_name()
+
+
+_here = _local()
+_everywhere = False
+
+
+def _main_by_name() -> bool:
+    return _everywhere or getattr(_here, "main_by_name", False)
+
+
+def is_main_everywhere() -> bool:
+    """Whether this process was forked from one that has the same ``__main__``."""
+    return _everywhere
+
+
+def main_is_everywhere() -> None:
+    """From now on, what this process pickles is for forks of it, or for what it was forked from."""
+    global _everywhere
+    _everywhere = True
+
+
+class main_by_name:
+    """While this is entered, what this thread pickles is for forks of this process."""
+
+    def __enter__(self) -> None:
+        self.before = _main_by_name()
+        _here.main_by_name = True
+
+    def __exit__(self, *_: object) -> None:
+        _here.main_by_name = self.before
 
 
 def _dumps_by_value(value: Any) -> tuple[bytes, list[PickleBuffer]]:
@@ -177,8 +208,8 @@ def dumps_function(function: Callable[..., Any]) -> bytes:
     try:
         payload = _pickle(function, PROTOCOL)
     except Exception:
-        payload = b"__main__"
-    if _names_main(payload):
+        payload = b""
+    if not payload or _names_main(payload):
         from plait import _by_value
 
         payload = _by_value.dumps(function, PROTOCOL)

@@ -569,6 +569,11 @@ impl ProcessPool {
         self.inner.configure(configuration);
     }
 
+    /// Has workers forked by process `pid`, a zygote that this process has forked, whose link is the descriptor `link`.
+    fn adopt_zygote(&self, link: RawFd, pid: u32) -> PyResult<()> {
+        Ok(self.inner.adopt_zygote(adopt(link), pid)?)
+    }
+
     /// No more jobs; with `cancel`, those that were not sent are cancelled.
     fn shut_down(&self, py: Python<'_>, cancel: bool) {
         py.detach(|| self.inner.shut_down(cancel));

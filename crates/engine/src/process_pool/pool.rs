@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::listener::Listener;
 use super::outcome::{Deliver, Handle, Outcome, Refused, Settings, Statistics};
 use super::state::{Event, JobId};
 use super::stream::{Owner, Stream};
-use super::zygote::Launch;
+use super::zygote::{Launch, Zygote};
 use crate::sys::process;
 
 /// A pool of worker processes. Dropping it lets running jobs end and then ends the workers.
@@ -86,6 +87,18 @@ impl<H: Handle> ProcessPool<H> {
         if self.forked().is_none() {
             self.shared.lock().launch.configuration = configuration;
         }
+    }
+
+    /// Has workers started by a zygote that the program has forked, for them to inherit its memory. Another one, should it
+    /// end, is started as usual. To be called before the first job; later it changes nothing.
+    pub fn adopt_zygote(&self, link: OwnedFd, pid: u32) -> io::Result<()> {
+        let mut state = self.shared.lock();
+        if state.zygote.is_none() {
+            let zygote = Zygote::adopt(link, pid, &state.launch.configuration)?;
+            state.zygote = Some(Arc::new(zygote));
+            state.wake_collector();
+        }
+        Ok(())
     }
 
     /// Queues a job. Its outcome is delivered with `handle`; if it is refused, the handle comes back.

@@ -8,13 +8,12 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::Child;
 use std::time::Duration;
 
 use super::state::WorkerId;
 use crate::sys::channel::Channel;
 use crate::sys::mapping::Mapping;
-use crate::sys::process;
+use crate::sys::process::{self, Child};
 
 const CONFIGURE: u8 = b'C';
 const SPAWN: u8 = b'S';
@@ -68,15 +67,26 @@ impl Zygote {
     /// Starts one.
     pub fn start(launch: &Launch) -> io::Result<Self> {
         let (channel, theirs) = Channel::pair()?;
-        let configuration =
-            Mapping::create("plait-configuration", launch.configuration.len().max(1))?;
-        configuration.copy_in(0, &launch.configuration);
         let child = process::start(&launch.command, theirs)?;
         let zygote = Self { channel, child };
-        zygote
-            .channel
-            .send(&[CONFIGURE], &[configuration.as_fd()])?;
+        zygote.configure(&launch.configuration)?;
         Ok(zygote)
+    }
+
+    /// Takes over one that the program has forked, for workers that are to inherit its memory.
+    pub fn adopt(link: OwnedFd, pid: u32, configuration: &[u8]) -> io::Result<Self> {
+        let zygote = Self {
+            channel: Channel::from(link),
+            child: Child::with_id(pid)?,
+        };
+        zygote.configure(configuration)?;
+        Ok(zygote)
+    }
+
+    fn configure(&self, configuration: &[u8]) -> io::Result<()> {
+        let memory = Mapping::create("plait-configuration", configuration.len().max(1))?;
+        memory.copy_in(0, configuration);
+        self.channel.send(&[CONFIGURE], &[memory.as_fd()])
     }
 
     /// Asks for a worker; the answer is a [`Report`].
@@ -123,14 +133,12 @@ impl Zygote {
 
     /// Ends the link, which ends the zygote and all its workers, and waits for that.
     pub fn close(self) {
-        let Self { channel, mut child } = self;
+        let Self { channel, child } = self;
+        // A process that was forked from this one may have the other end open, too.
+        channel.shut_down();
         drop(channel);
         // One that was stopped, say, does not notice; the kernel ends its workers with it.
-        if !process::wait_child(&child, LONGEST_LEAVE) {
-            let _ = child.kill();
-        }
-        // Somebody else's `waitpid(-1)` may have been first: gone is gone.
-        let _ = child.wait();
+        child.wait(LONGEST_LEAVE);
     }
 }
 

@@ -39,6 +39,12 @@ impl Channel {
         Ok((Self(ours), theirs))
     }
 
+    /// Ends the connection for every process that has either end open.
+    pub fn shut_down(&self) {
+        // It fails if the other end is closed: then it has ended.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+
     /// Sends one message whole. Blocks while the peer's buffer is full.
     pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];

@@ -4,15 +4,15 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 #[cfg(feature = "fault-hooks")]
 use rustix::process::kill_process;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
-    set_parent_process_death_signal,
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, getppid, pidfd_open, pidfd_send_signal,
+    set_parent_process_death_signal, waitpid,
 };
 
 /// The id of the calling process; asks the kernel, so it is right after a fork.
@@ -27,11 +27,39 @@ pub fn id() -> u32 {
 /// ready for that.
 pub fn start(command: &[OsString], stdin: OwnedFd) -> io::Result<Child> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    Command::new(program)
+    let child = Command::new(program)
         .args(arguments)
         .process_group(0)
         .stdin(Stdio::from(stdin))
-        .spawn()
+        .spawn()?;
+    Ok(Child(Pid::from_child(&child)))
+}
+
+/// A child of this process that nobody else waits for.
+#[derive(Debug)]
+pub struct Child(Pid);
+
+impl Child {
+    /// The child with this process id.
+    pub fn with_id(pid: u32) -> io::Result<Self> {
+        let pid = pid.try_into().ok().and_then(Pid::from_raw);
+        Ok(Self(pid.ok_or(io::ErrorKind::InvalidInput)?))
+    }
+
+    /// Waits until it has ended; if that takes longer than `limit`, it is killed.
+    pub fn wait(self, limit: Duration) {
+        // Without a pidfd it is gone already.
+        if let Ok(pidfd) = pidfd_open(self.0, PidfdFlags::empty())
+            && !wait_end(&pidfd, limit)
+        {
+            let _ = kill(&pidfd);
+        }
+        // Somebody else's `waitpid(-1)` may have been first: gone is gone.
+        while matches!(
+            waitpid(Some(self.0), WaitOptions::empty()),
+            Err(rustix::io::Errno::INTR)
+        ) {}
+    }
 }
 
 /// Ends the process behind a pidfd, whatever it is doing. One that is gone already is no error.
@@ -67,13 +95,6 @@ pub fn wait_end(pidfd: impl AsFd, limit: Duration) -> bool {
             ended => return ended.is_ok_and(|count| count > 0),
         }
     }
-}
-
-/// The same for a child that was not waited for.
-pub fn wait_child(child: &Child, limit: Duration) -> bool {
-    // Without a pidfd it is gone already.
-    pidfd_open(Pid::from_child(child), PidfdFlags::empty())
-        .is_ok_and(|pidfd| wait_end(pidfd, limit))
 }
 
 /// Asks the kernel to have this process go on, if it is stopped, when its parent's thread ends.
