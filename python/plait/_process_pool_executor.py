@@ -6,6 +6,7 @@ A module of its own because the standard one it derives from imports all of `mul
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import multiprocessing
 import os
 import signal
@@ -155,9 +156,14 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
 
     def terminate_workers(self) -> None:
         """End every worker at once; running jobs fail, the others are cancelled."""
-        self._pool.terminate()
+        self._force_shutdown(operation="terminate")
 
-    kill_workers = terminate_workers
+    def kill_workers(self) -> None:
+        """The same."""
+        self._force_shutdown(operation="kill")
+
+    def _force_shutdown(self, operation: str) -> None:
+        self._pool.terminate()
 
     @property
     def _broken(self) -> str | bool:  # type: ignore[override]
@@ -205,9 +211,10 @@ class _WorkerProcess:
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
 
-    def join(self) -> None:
-        """Wait until the process is gone."""
-        while self.is_alive():
+    def join(self, timeout: float = math.inf) -> None:
+        """Wait until the process is gone, for at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.is_alive() and time.monotonic() < deadline:
             time.sleep(0.001)
 
     def is_alive(self) -> bool:
