@@ -126,3 +126,8 @@ def send_of_a_child(end: Any) -> None:
     child = plait.multiprocessing.Process(target=send, args=(end, "from a grandchild"))
     child.start()
     child.join()
+
+
+def first_remembered() -> object:
+    value: object = STATE[0]
+    return value
