@@ -236,14 +236,30 @@ def test_a_callback_that_fails_does_not_keep_its_result_from_being_ready(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_pool_whose_processes_are_forked_is_the_standard_one() -> None:
-    context = plait.multiprocessing.get_context("fork")
-    assert isinstance(context.Pool.__self__, type(context))
-    from plait.multiprocessing.pool import _StandardPool
-
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_forked_workers_inherit_and_may_die() -> None:
     calls.STATE[:] = ["inherited"]
-    with context.Pool(1) as pool:
-        assert isinstance(pool, Pool)
-        assert isinstance(pool, _StandardPool)
+    with plait.multiprocessing.get_context("fork").Pool(2) as pool:
+        calls.STATE[:] = ["later"]
+        assert pool.map(calls.remembered, range(3)) == [["inherited"]] * 3
+        with pytest.raises(plait.WorkerDied):
+            pool.apply(calls.die)
         assert pool.apply(calls.remembered) == ["inherited"]
+    pool.join()
+
+
+class OwnProcess(plait.multiprocessing.context.ForkServerProcess):
+    """A process of the user's class."""
+
+
+class OwnContext(plait.multiprocessing.context.ForkServerContext):
+    """A context with processes of the user's class."""
+
+    Process = OwnProcess
+
+
+def test_a_pool_whose_processes_are_the_users_is_the_standard_one() -> None:
+    with Pool(1, context=OwnContext()) as pool:
+        assert type(pool._pool[0]) is OwnProcess
+        assert pool.apply(calls.square, (3,)) == 9
     pool.join()

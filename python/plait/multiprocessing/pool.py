@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from plait import process_pool, thread_pool
 from plait._exit import join
+from plait._forked_pool import ForkedPool
 from plait._job import DEFAULT_OPTIONS
 from plait._map import Window
 from plait.errors import ResultNotPicklable
@@ -41,10 +42,6 @@ class MaybeEncodingError(_StandardEncodingError, ResultNotPicklable):
     """
 
 
-class _ProcessEngine(process_pool.ProcessPool):
-    """A pool's processes."""
-
-
 class Pool(_standard.Pool):
     """`multiprocessing.Pool` on plait's process pool: the same arguments, methods and results.
 
@@ -54,8 +51,8 @@ class Pool(_standard.Pool):
     `BrokenProcessPool` instead of being tried again for ever; `imap` reads its input as calls finish, not all
     of it at once. Thread-safe; for forks see `plait.process_pool.ProcessPool`.
 
-    With a context whose processes are forked from this one (``"fork"``), or are of a class of your own, it is
-    the standard pool with that context's processes.
+    With the start method ``"fork"`` workers inherit this process's memory as it is now; they are forked from
+    a fork of it. With a context whose processes are of a class of your own, it is the standard pool.
     """
 
     _engine: Any
@@ -81,15 +78,16 @@ class Pool(_standard.Pool):
         if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
             raise ValueError("maxtasksperchild must be a positive int or None")
         self._maxtasksperchild = maxtasksperchild
+        forks = self._ctx.get_start_method() == "fork"
         self._start(
-            _ProcessEngine(
+            (ForkedPool if forks else process_pool.ProcessPool)(
                 processes,
                 initializer=initializer,
                 initargs=tuple(initargs),
                 max_tasks_per_worker=maxtasksperchild,
             )
         )
-        if maxtasksperchild is None:  # a call that only starts a worker counts as one
+        if forks or maxtasksperchild is None:  # else a call that only starts a worker counts as one
             for _ in range(self._processes):
                 self._engine.submit(_nothing, (), {})
 
@@ -275,7 +273,7 @@ class ThreadPool(Pool, _standard.ThreadPool):
 
 
 class _StandardPool(Pool):
-    """The standard pool, for processes that are to inherit this one's memory or are of the user's class."""
+    """The standard pool, for processes of the user's class."""
 
     locals().update(
         {
@@ -289,7 +287,7 @@ class _StandardPool(Pool):
 
 def _is_ours(context: Any) -> bool:
     method = getattr(context, "_name", None)
-    if method not in ("spawn", "forkserver"):
+    if method not in _concrete_contexts:
         return False
     plain = _concrete_contexts[method].Process
     return context.Process in (plain, *plain.__bases__)
