@@ -20,6 +20,7 @@ from plait._exit import interrupted
 from plait._job import DEFAULT_OPTIONS, JobOptions, job_name
 from plait._memory_kills import memory_kills
 from plait._notes import Notes, settings
+from plait._tracker import with_tracker
 from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
 from plait.future import Future
 
@@ -80,7 +81,7 @@ class ProcessPool:
             raise ValueError(f"max_tasks_per_worker must be at least 1, not {max_tasks_per_worker}")
         worker_cpus = share(budget, self.workers)
         self._outfit = {
-            "initializer": _pickle_initializer(initializer, initargs),
+            "initializer": _pickle_initializer(with_tracker(initializer), initargs),
             "preload": list(preload),
             "cpus": worker_cpus,
             "width": self._width,

@@ -43,3 +43,43 @@ def test_a_script(tmp_path: Path, package: str, method: str) -> None:
         "0",
         "",
     ]
+
+
+SEGMENTS = """
+import {package} as multiprocessing
+from multiprocessing import shared_memory
+
+def make(size):
+    segment = shared_memory.SharedMemory(create=True, size=size)
+    segment.buf[0] = 7
+    segment.close()
+    return segment.name
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("{method}").Pool(2) as pool:
+        names = pool.map(make, [10, 20])
+    pool.join()
+    for name in names:
+        segment = shared_memory.SharedMemory(name)
+        print(segment.buf[0])
+        segment.close()
+        segment.unlink()
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "method"),
+    [
+        ("multiprocessing", "spawn"),
+        ("multiprocessing", "forkserver"),  # under `fork` the standard pool loses them
+        ("plait.multiprocessing", "spawn"),
+        ("plait.multiprocessing", "forkserver"),
+        ("plait.multiprocessing", "fork"),
+    ],
+)
+def test_segments_made_by_workers_outlive_them(tmp_path: Path, package: str, method: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SEGMENTS.format(package=package, method=method))
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert ran.stderr == ""
+    assert ran.stdout == "7\n7\n"
