@@ -50,6 +50,9 @@ def main() -> None:
     sys.path[:] = configuration["path"]
     _import_what_children_need()
     _preload(link, configuration)
+    for stream in (sys.stdout, sys.stderr):  # else what an import has printed would be printed by each child
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
     gc.collect()
     gc.freeze()  # so that no child copies these pages only because its collector looks at them
     Zygote(link, handled).serve()
@@ -125,12 +128,15 @@ class Zygote:
     def serve(self) -> None:
         """Do what is asked until nobody can ask any more."""
         while True:
-            for fd, _ in self.poll.poll():
+            link = self.link.fileno()
+            ready = [fd for fd, _ in self.poll.poll()]
+            # The link last: it brings new descriptors, which may have the numbers of those that were closed.
+            for fd in sorted(ready, key=link.__eq__):
                 if fd in self.children:
                     self.bury(fd)
                 elif fd in self.daemons:
                     self.end_daemon(fd)
-                elif fd == self.link.fileno() and not self.answer():
+                elif fd == link and not self.answer():
                     return
 
     def answer(self) -> bool:

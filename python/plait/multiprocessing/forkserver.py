@@ -54,12 +54,15 @@ class ForkServer(_standard.ForkServer):
     def ensure_running(self) -> None:
         """Start the zygote if there is none."""
         with self._lock:
-            _resource_tracker.ensure_running()
-            if self._link is not None:
-                if not self._is_closed(self._link):
-                    return
-                self._stop_unlocked()
-            self._start_unlocked()
+            self._ensure_unlocked()
+
+    def _ensure_unlocked(self) -> socket.socket:
+        _resource_tracker.ensure_running()
+        if self._link is not None:
+            if not self._is_closed(self._link):
+                return self._link
+            self._stop_unlocked()
+        return self._start_unlocked()
 
     @staticmethod
     def _is_closed(link: socket.socket) -> bool:
@@ -70,7 +73,7 @@ class ForkServer(_standard.ForkServer):
         except OSError:
             return True
 
-    def _start_unlocked(self) -> None:
+    def _start_unlocked(self) -> socket.socket:
         configuration: dict[str, Any] = {
             "path": sys.path,
             "preload": list(self._preload_modules),
@@ -110,6 +113,7 @@ class ForkServer(_standard.ForkServer):
             ours.close()
             raise
         self._link, self._forkserver_pid = ours, pid  # type: ignore[assignment]
+        return ours
 
     def start_child(self, daemon: bool, data: bytes | memoryview, fds: list[int]) -> tuple[int, int]:
         """Have the zygote fork a child that is to unpickle `data`, of which `fds` are part.
@@ -141,20 +145,21 @@ class ForkServer(_standard.ForkServer):
         return pid, status_r
 
     def _send(self, message: list[Any], opened: list[int], fds: list[int]) -> None:
-        for attempt in (1, 2):
-            self.ensure_running()
-            link = self._link
-            assert link is not None
-            rights = array.array(
-                "i", [*opened[:2], link.fileno(), _resource_tracker.getfd(), *opened[2:], *fds]
-            )
-            try:
-                link.sendmsg(message, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL)
-            except (BrokenPipeError, ConnectionResetError):
-                if attempt == 2:
-                    raise
-            else:
-                return
+        with self._lock:
+            for last in (False, True):
+                link = self._ensure_unlocked()
+                rights = array.array(
+                    "i", [*opened[:2], link.fileno(), _resource_tracker.getfd(), *opened[2:], *fds]
+                )
+                try:
+                    link.sendmsg(
+                        message, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL
+                    )
+                except (BrokenPipeError, ConnectionResetError):  # the zygote has just died
+                    if last:
+                        raise
+                else:
+                    return
 
     def connect_to_new_process(self, fds: list[int]) -> tuple[int, int]:
         """Not offered: a request takes all its data with it. Raises NotImplementedError."""
