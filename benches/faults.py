@@ -342,8 +342,11 @@ class Chaos:
             with self.lock:
                 running = list(self.running.items())
             if not running:
-                return False
-            number, future = self.chance.choice(running)
+                # Only maps are left.
+                return self.carry_out("stop", stopped)
+            # The oldest are those that run; of most others no worker has heard.
+            oldest = self.workers if self.chance.random() < 0.5 else len(running)
+            number, future = self.chance.choice(running[:oldest])
             # In this order: an outcome may be judged before `cancel` has returned.
             with self.lock:
                 if future.cancel():

@@ -213,13 +213,14 @@ class Zygote:
     def fork(self, worker: bytes, fds: list[int]) -> None:
         """Start one worker and report it."""
         crash = os.memfd_create("plait-crash")
+        # Asked before: the child may have another parent by then, and must not believe that one its zygote.
+        zygote = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
             self.say(b"!" + worker + (error.errno or 0).to_bytes(4, "little", signed=True))
             pid = -1
         if pid == 0:
-            zygote = os.getppid()
             self.socket.close()
             os.close(self.pool)
             for pidfd, (_, _, others) in self.workers.items():
