@@ -70,6 +70,7 @@ conformance: ## CPython's own tests of concurrent.futures and multiprocessing on
 bench: $(VENV)/bench $(VENV)/built ## ours against the standard pools, pebble and joblib, as ratios
 	$(RUN) benches/thread_pool.py
 	$(RUN) benches/process_pool.py
+	$(RUN) benches/multiprocessing_queue.py
 
 faults: $(VENV)/built ## ten thousand faults over a hundred thousand tasks: each costs what it may cost (ten minutes)
 	$(RUN) benches/faults.py

@@ -418,3 +418,159 @@ fn pass_on(gate: &Gate, more: impl FnOnce() -> bool) {
         open(gate);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! A death at each step of README.md's table: a process that has died is one whose identity stands in a lock.
+
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    impl Piece for Vec<u8> {
+        fn filled(length: usize, fill: &mut dyn FnMut(&mut [u8])) -> Option<Self> {
+            let mut bytes = vec![0; length];
+            fill(&mut bytes);
+            Some(bytes)
+        }
+    }
+
+    /// The identity of a process that has ended.
+    fn dead() -> u64 {
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        u64::from(child.id())
+    }
+
+    fn patient() -> Wait {
+        Wait::until(Some(Instant::now() + Duration::from_secs(30)))
+    }
+
+    fn put(queue: &Queue, pickle: &[u8], buffers: &[&[u8]]) {
+        let mut wait = patient();
+        loop {
+            match queue.put_step(pickle, buffers, None, &mut wait).unwrap() {
+                Progress::Done => return,
+                progress => assert_eq!(progress, Progress::Look),
+            }
+        }
+    }
+
+    fn get(queue: &Queue) -> Message<Vec<u8>> {
+        let (mut wait, mut into) = (patient(), None);
+        loop {
+            let progress = queue.get_step(&mut wait, u64::MAX, &mut into).unwrap();
+            if let Some(message) = into {
+                return message;
+            }
+            assert_eq!(progress, Progress::Look);
+        }
+    }
+
+    fn assert_works(queue: &Queue, expected: &[&[u8]]) {
+        put(queue, b"last", &[b"a buffer"]);
+        assert_eq!(queue.len(), expected.len() as u64 + 1);
+        for pickle in expected {
+            assert_eq!(get(queue).pickle, *pickle);
+        }
+        let last = get(queue);
+        assert_eq!(
+            (last.pickle, last.buffers),
+            (b"last".to_vec(), vec![b"a buffer".to_vec()])
+        );
+        assert!(queue.is_empty());
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn a_producer_that_dies_with_the_lock_before_it_publishes() {
+        let queue = Queue::create().unwrap();
+        put(&queue, b"first", &[]);
+        assert!(queue.control().producers.0.try_acquire(dead(), false));
+        assert_works(&queue, &[b"first"]);
+    }
+
+    #[test]
+    fn a_producer_that_dies_with_the_lock_after_it_has_published() {
+        let queue = Queue::create().unwrap();
+        assert!(queue.control().producers.0.try_acquire(dead(), false));
+        queue.append(b"first", &[]).unwrap();
+        assert_eq!(queue.len(), 1);
+        assert_works(&queue, &[b"first"]);
+    }
+
+    #[test]
+    fn a_producer_that_dies_before_it_wakes_a_consumer() {
+        let queue = Queue::create().unwrap();
+        std::thread::scope(|scope| {
+            let consumer = scope.spawn(|| get(&queue).pickle);
+            while !queue.control().items.0.open() {
+                std::thread::yield_now(); // the announcement is taken, and nobody is woken
+            }
+            queue.append(b"first", &[]).unwrap();
+            assert_eq!(consumer.join().unwrap(), b"first");
+        });
+        assert_works(&queue, &[]);
+    }
+
+    #[test]
+    fn a_consumer_that_dies_with_the_lock_before_it_takes() {
+        let queue = Queue::create().unwrap();
+        put(&queue, b"first", &[]);
+        assert!(queue.control().consumers.0.try_acquire(dead(), false));
+        assert!(log::peek(&queue).unwrap().is_some());
+        assert_works(&queue, &[b"first"]);
+    }
+
+    #[test]
+    fn a_consumer_that_dies_with_the_lock_after_it_has_taken() {
+        let queue = Queue::create().unwrap();
+        put(&queue, b"taken", &[]);
+        put(&queue, b"second", &[]);
+        assert!(queue.control().consumers.0.try_acquire(dead(), false));
+        let frame = log::peek(&queue).unwrap().unwrap();
+        log::take(&queue, &frame);
+        assert_works(&queue, &[b"second"]);
+    }
+
+    #[test]
+    fn a_consumer_that_dies_after_its_pages_went_before_it_says_so() {
+        let queue = Queue::create().unwrap();
+        let large = vec![7; 2 << 20];
+        put(&queue, &large, &[]);
+        put(&queue, b"second", &[]);
+        assert!(queue.control().consumers.0.try_acquire(dead(), false));
+        let frame = log::peek(&queue).unwrap().unwrap();
+        log::take(&queue, &frame);
+        let spent = log::spent(&queue, 0).unwrap();
+        let length = spent.pages.end - spent.pages.start;
+        queue
+            .mapping
+            .discard(CONTROL + spent.pages.start as usize, length as usize)
+            .unwrap();
+        assert_works(&queue, &[b"second"]);
+    }
+
+    #[test]
+    fn a_step_that_must_not_wait_does_not() {
+        let queue = Queue::create().unwrap();
+        let mut into: Option<Message<Vec<u8>>> = None;
+        let got = queue.get_step(&mut Wait::brief(), u64::MAX, &mut into);
+        assert_eq!(got.unwrap(), Progress::TimedOut);
+        put(&queue, b"first", &[]);
+        let full = queue.put_step(b"second", &[], Some(1), &mut Wait::brief());
+        assert_eq!(full.unwrap(), Progress::TimedOut);
+        assert_works(&queue, &[b"first"]);
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_refused() {
+        let queue = Queue::create().unwrap();
+        let piece = vec![0; 1 << 20];
+        let pieces: Vec<&[u8]> = std::iter::repeat_n(piece.as_slice(), 9000).collect();
+        let refused = queue.put_step(b"", &pieces, None, &mut patient());
+        assert!(matches!(refused, Err(PutError::TooLong)));
+        assert_works(&queue, &[]);
+    }
+}
