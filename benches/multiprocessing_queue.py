@@ -41,9 +41,10 @@ def put_arrays(queue: Any, stop: Any, ready: Any) -> None:
     queue.put(None)
 
 
-def get_all(queue: Any) -> int:
-    """Everything up to the end; how much that was."""
-    return sum(1 for _ in iter(queue.get, None))
+def get_rest(queue: Any) -> None:
+    """Everything up to the end."""
+    while queue.get() is not None:
+        pass
 
 
 def through(context: Any, produce: Callable[..., None], maxsize: int) -> Sample:
@@ -60,7 +61,7 @@ def through(context: Any, produce: Callable[..., None], maxsize: int) -> Sample:
         count += 1
     sample = Sample(count / elapsed, (tree_cpu() - cpu) / count)
     stop.set()
-    get_all(queue)
+    get_rest(queue)
     producer.join()
     return sample
 

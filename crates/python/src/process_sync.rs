@@ -89,7 +89,7 @@ impl SemLock {
         timeout: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<bool> {
         if self.kind == Kind::Recursive && self.is_mine() {
-            self.acquired();
+            self.add_to_count(1);
             return Ok(true);
         }
         let owned = self.kind != Kind::Semaphore;
@@ -137,13 +137,12 @@ impl SemLock {
                 ));
             }
             if self.count() > 1 {
-                self.count.fetch_sub(1, Ordering::Relaxed);
+                self.add_to_count(-1);
                 return Ok(());
             }
         }
         // Before the lock is free: the next owner in this process counts from here.
-        self.forget_if_forked();
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.add_to_count(-1);
         let released = if self.kind == Kind::Semaphore {
             self.place.release(self.most)
         } else {
@@ -152,7 +151,7 @@ impl SemLock {
         if released {
             return Ok(());
         }
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.add_to_count(1);
         Err(PyValueError::new_err(
             "semaphore or lock released too many times",
         ))
@@ -281,8 +280,19 @@ impl SemLock {
 
     fn acquired(&self) {
         self.forget_if_forked();
+        if self.kind != Kind::Semaphore {
+            // It was free until now; a release too many by another thread may have spoilt the count.
+            self.count.store(0, Ordering::Relaxed);
+        }
         self.thread.store(this_thread(), Ordering::Relaxed);
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.add_to_count(1);
+    }
+
+    /// By whoever holds the lock, so a load and a store do; for a semaphore, which may be held many times, the count is
+    /// rough, and nothing rests on it.
+    fn add_to_count(&self, one: i32) {
+        let count = self.count.load(Ordering::Relaxed);
+        self.count.store(count + one, Ordering::Relaxed);
     }
 
     fn is_mine(&self) -> bool {

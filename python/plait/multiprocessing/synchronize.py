@@ -46,6 +46,12 @@ class SemLock(_standard.SemLock):
         self.acquire = self._semlock.acquire  # type: ignore[method-assign]
         self.release = self._semlock.release  # type: ignore[method-assign]
 
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
     def locked(self) -> bool:
         """Return whether nobody could acquire it without waiting."""
         return self._semlock._is_zero()
@@ -107,6 +113,12 @@ class Condition(_standard.Condition):
         self.acquire = self._lock.acquire  # type: ignore[method-assign]
         self.release = self._lock.release  # type: ignore[method-assign]
 
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}({self._lock}, {len(self._waiters)})>"
 
@@ -138,7 +150,8 @@ class Condition(_standard.Condition):
     def notify(self, n: int = 1) -> None:
         """Wake `n` of those that wait, in the order they came."""
         assert self._lock._semlock._is_mine(), "lock is not owned"
-        self._waiters.notify(max(n, 0))
+        if n > 0:
+            self._waiters.notify(n)
 
     # What the standard class has inside, for CPython's own tests.
 

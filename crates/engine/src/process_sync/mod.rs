@@ -109,14 +109,19 @@ impl Wait {
         let until = self
             .deadline
             .map_or(begun + SPIN, |deadline| deadline.min(begun + SPIN));
+        // Rarer and rarer: each look takes the cache line away from whoever is about to write to it.
+        let mut pauses = 1;
         loop {
-            for _ in 0..16 {
+            for _ in 0..4 {
                 if found() {
                     LUCK.store((luck.max(0) + 2).min(MOST_LUCK), Ordering::Relaxed);
                     return true;
                 }
-                std::hint::spin_loop();
+                for _ in 0..pauses {
+                    std::hint::spin_loop();
+                }
             }
+            pauses = (pauses * 2).min(16);
             if Instant::now() >= until {
                 LUCK.store(luck.max(0) - 1, Ordering::Relaxed);
                 return false;
