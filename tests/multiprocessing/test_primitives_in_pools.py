@@ -1,4 +1,4 @@
-"""The standard library's locks, queues and connections as arguments of jobs and of initializers."""
+"""Locks, queues and connections, standard ones and ours, as arguments of jobs and of initializers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from plait.futures import ProcessPoolExecutor
 
 
 @pytest.fixture(params=["spawn", "forkserver"])
-def context(request: pytest.FixtureRequest) -> Any:
-    return multiprocessing.get_context(request.param)
+def context(request: pytest.FixtureRequest, package: Any) -> Any:
+    return package.get_context(request.param)
 
 
 @pytest.fixture
