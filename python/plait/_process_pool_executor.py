@@ -163,6 +163,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         self._force_shutdown(operation="kill")
 
     def _force_shutdown(self, operation: str) -> None:
+        if operation not in ("terminate", "kill"):
+            raise ValueError(f"unsupported operation: {operation!r}")
         self._pool.terminate()
 
     @property
