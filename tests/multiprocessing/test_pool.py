@@ -226,6 +226,22 @@ def test_pools_nest_and_workers_have_children() -> None:
     pool.join()
 
 
+def test_a_callback_may_end_its_pool_but_not_wait_for_it() -> None:
+    for pool in (Pool(1), ThreadPool(1)):
+        told: list[BaseException] = []
+
+        def end(_: object, pool: Any = pool, told: list[BaseException] = told) -> None:
+            pool.terminate()
+            try:
+                pool.join()
+            except RuntimeError as error:
+                told.append(error)
+
+        pool.apply_async(calls.square, (2,), callback=end).wait(60)
+        pool.join()
+        assert "cannot wait" in str(told[0])
+
+
 def test_a_callback_that_fails_does_not_keep_its_result_from_being_ready(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -215,12 +215,20 @@ class Pool(_standard.Pool):
         self._terminate()
 
     def _terminate(self) -> None:
-        self._engine.terminate()
+        if _in_callback():  # of whoever would have to be waited for
+            self._engine._core.terminate()
+        else:
+            self._engine.terminate()
 
     def join(self) -> None:
-        """Wait until every worker has left. Raises ValueError before `close` or `terminate`."""
+        """Wait until every worker has left.
+
+        Raises ValueError before `close` or `terminate`, RuntimeError in a callback.
+        """
         if self._state == RUN:
             raise ValueError("Pool is still running")
+        if _in_callback():
+            raise RuntimeError("a callback cannot wait for the pool that calls it")
         for feeder in list(self._feeders):
             join(feeder)
         self._engine.shutdown(wait=True)
@@ -483,13 +491,23 @@ def _deliver(future: Future[Any], result: Any, index: int, then: Callable[[], ob
     """Hand a future's outcome to a standard result when it is there."""
 
     def deliver(future: Any) -> None:
+        outer, _here.delivers = _in_callback(), True
         try:
             _set(result, index, _outcome(future))
         finally:
+            _here.delivers = outer
             if then is not None:
                 then()
 
     future.add_done_callback(deliver)
+
+
+_here = threading.local()
+
+
+def _in_callback() -> bool:
+    """Whether this thread is handing an outcome to a result, whose callbacks it calls."""
+    return getattr(_here, "delivers", False)
 
 
 def _set(result: Any, index: int, outcome: tuple[bool, Any]) -> None:
