@@ -37,6 +37,10 @@ def dumps(
     value: object, protocol: int, buffer_callback: Callable[[PickleBuffer], object] | None = None
 ) -> bytes:
     """Pickle `value`; raises what pickle raises if it cannot be."""
+    main = sys.modules.get("__mp_main__")
+    if main is not None and main.__name__ == "__mp_main__":
+        # The main module in a child of multiprocessing: our workers do not have it under that name, either.
+        cloudpickle.register_pickle_by_value(main)
     with io.BytesIO() as file:
         if "multiprocessing.reduction" not in sys.modules:  # then there is nothing of the kind
             _Pickler({}, file, protocol, buffer_callback).dump(value)

@@ -83,3 +83,34 @@ def test_segments_made_by_workers_outlive_them(tmp_path: Path, package: str, met
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
     assert ran.stderr == ""
     assert ran.stdout == "7\n7\n"
+
+
+POOL_IN_CHILD = """
+import {package} as multiprocessing
+import plait
+
+class Doubled:
+    def __init__(self, value):
+        self.value = 2 * value
+
+def double(value):
+    return Doubled(value)
+
+def child():
+    with plait.Executor("processes", workers=1) as ex:
+        print([found.value for found in ex.map(double, range(3))])
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("{method}").Process(target=child)
+    process.start()
+    process.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+@pytest.mark.parametrize("package", ["multiprocessing", "plait.multiprocessing"])
+def test_an_executor_in_a_child(tmp_path: Path, package: str, method: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(POOL_IN_CHILD.format(package=package, method=method))
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert (ran.stderr, ran.stdout) == ("", "[0, 2, 4]\n")
