@@ -17,6 +17,12 @@ pub fn raise(exception: Bound<'_, PyAny>) -> PyErr {
     PyErr::fetch(exception.py())
 }
 
+/// The number of this thread, as `threading.get_ident` tells it.
+pub fn thread_ident() -> u64 {
+    // SAFETY: may be called by any thread, attached or not.
+    unsafe { ffi::PyThread_get_thread_ident() }
+}
+
 /// A call to be made later: the function, its arguments and the context to make it in.
 pub struct Callback {
     function: Py<PyAny>,

@@ -5,6 +5,8 @@ mod callback;
 mod choose;
 mod event_loop;
 mod future;
+mod locks;
+mod loop_bell;
 mod map_items;
 mod plain;
 mod process_pool;
@@ -21,6 +23,12 @@ mod _rust {
     use super::event_loop::{EventLoop, prepare_handles};
     #[pymodule_export]
     use super::future::Future;
+    #[pymodule_export]
+    use super::locks::{
+        Barrier, Condition, Event, Lock, RLock, Ready, Semaphore, Waiter, lock_waits, watch_locks,
+    };
+    #[pymodule_export]
+    use super::loop_bell::LoopBell;
     #[pymodule_export]
     use super::map_items::MapItems;
     #[pymodule_export]

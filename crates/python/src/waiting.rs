@@ -2,6 +2,7 @@
 //! it wakes now and then to see to signals. What it waits for is in `future.rs`.
 
 use std::cell::RefCell;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -56,10 +57,52 @@ pub fn sleep(
     deadline: Option<Instant>,
     is_done: impl Fn() -> bool,
 ) -> PyResult<bool> {
-    let mut woken = detach(py, || {
+    let woken = detach(py, || {
         PARKER.with_borrow(|parker| parker.spin(SPIN, || true))
     });
-    let mut sees_signals = None;
+    sleep_on(py, deadline, woken, None, is_done)
+}
+
+/// As [`sleep`], for a place in line at a lock: it looks for a moment only if another processor can make progress
+/// meanwhile, and asks for the interpreter when whoever woke it has let go of that.
+///
+/// If not `interruptible`, it sees to no signals: for a lock that has to be had again, whatever happens.
+pub fn sleep_in_line(
+    py: Python<'_>,
+    deadline: Option<Instant>,
+    interruptible: bool,
+    is_granted: impl Fn() -> bool + Sync,
+) -> PyResult<bool> {
+    let woken = detach(py, || {
+        let woken = PARKER.with_borrow(spin_in_turn);
+        if woken && is_granted() {
+            await_free_interpreter();
+        }
+        woken
+    });
+    let sees_signals = if interruptible { None } else { Some(false) };
+    sleep_on(py, deadline, woken, sees_signals, is_granted)
+}
+
+/// Looks for a token, unless as many threads look for theirs as there are processors besides the waker's.
+fn spin_in_turn(parker: &Parker) -> bool {
+    static LOOKING: AtomicUsize = AtomicUsize::new(0);
+    static OTHERS: OnceLock<usize> = OnceLock::new();
+    let others = *OTHERS.get_or_init(|| {
+        std::thread::available_parallelism().map_or(0, |processors| processors.get() - 1)
+    });
+    let woken = LOOKING.fetch_add(1, Ordering::Relaxed) < others && parker.spin(SPIN, || true);
+    LOOKING.fetch_sub(1, Ordering::Relaxed);
+    woken
+}
+
+fn sleep_on(
+    py: Python<'_>,
+    deadline: Option<Instant>,
+    mut woken: bool,
+    mut sees_signals: Option<bool>,
+    is_done: impl Fn() -> bool,
+) -> PyResult<bool> {
     loop {
         if is_done() {
             return Ok(true);

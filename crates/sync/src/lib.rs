@@ -5,6 +5,7 @@
 //! | [`parker`] | one sleeper, any number of wakers | – | one swap to wake a thread that is awake |
 //! | [`job_queue`] | any number of pushers, workers that sleep when idle | FIFO | one mutex; one wake-up at a time |
 //! | [`wait_queue`] | the owner of a lock or queue, any number of waiters of any kind | FIFO | one compare-and-swap each side |
+//! | [`semaphore`], [`event`], [`condition`], [`barrier`], [`rlock`] | any number of threads and coroutines | FIFO, newcomers may be quicker | one mutex, held for a few loads and stores |
 //! | [`bell`] | one sleeper, any number of ringers | – | one fence while nobody sleeps |
 //! | [`ring`] | one producer, one consumer, byte frames | FIFO | two copies, one store each side |
 //! | [`owned_lock`] | any number of processes | whoever comes | one compare-and-swap |
@@ -13,7 +14,10 @@
 //! | [`log`] | one producer and one consumer at a time, byte frames | FIFO | two copies, four stores each side |
 //! | [`window`] | one producer that may take back, one consumer that claims | FIFO | one compare-and-swap each side |
 
+pub mod barrier;
 pub mod bell;
+pub mod condition;
+pub mod event;
 pub mod gate;
 pub mod job_queue;
 pub mod log;
@@ -23,5 +27,7 @@ pub mod parker;
 pub mod permits;
 mod primitive;
 pub mod ring;
+pub mod rlock;
+pub mod semaphore;
 pub mod wait_queue;
 pub mod window;

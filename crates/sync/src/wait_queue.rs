@@ -183,10 +183,14 @@ impl<T> WaitQueue<T> {
         Err(value)
     }
 
-    /// Takes out the entry of one that abandoned; false if it was out already.
+    /// Takes out the entry of one that abandoned; false if it was out already, or never in this queue.
     pub fn remove(&mut self, waiter: &Waiter<T>) -> bool {
-        self.find(waiter.place)
-            .is_ok_and(|at| self.waiters.remove(at).is_some())
+        match self.find(waiter.place) {
+            Ok(at) if std::ptr::eq(&raw const *self.waiters[at], waiter) => {
+                self.waiters.remove(at).is_some()
+            }
+            _ => false,
+        }
     }
 
     /// The first in line; it may have abandoned a moment ago.
