@@ -246,6 +246,10 @@ def _module(instance: object) -> str:
     return type(instance).__module__.removeprefix("plait.")
 
 
+# What names of `threading` that were assigned through this module held before.
+_before: dict[str, Any] = {}
+
+
 class _Threading(ModuleType):
     """The module: what it does not define itself is `threading`'s, read and written there.
 
@@ -262,13 +266,15 @@ class _Threading(ModuleType):
         if name in self.__dict__ or not hasattr(_standard, name):
             super().__setattr__(name, value)
         else:
+            _before.setdefault(name, getattr(_standard, name))
             setattr(_standard, name, value)
 
     def __delattr__(self, name: str) -> None:
-        if name in self.__dict__:
-            super().__delattr__(name)
+        """Take back an assignment, as tools do that replace for a while what is not the module's own."""
+        if name in _before:
+            setattr(_standard, name, _before.pop(name))
         else:
-            delattr(_standard, name)
+            super().__delattr__(name)
 
     def __dir__(self) -> list[str]:
         return sorted({*self.__all__, *dir(_standard)})

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use plait_sync::barrier::{self, Arrival, Fate};
+use plait_sync::barrier::{self, Arrival, Fate, TimedOut};
 use plait_sync::semaphore::{self, Attempt, UnitWaiter};
 use plait_sync::wait_queue::Wake;
 use plait_sync::{condition, event, rlock, wait_queue};
@@ -1076,13 +1076,18 @@ impl Barrier {
                 Arrival::Waiting { index, waiter } => (index, waiter),
             };
             // The time does not count at the gate, where somebody's action is under way.
-            let until = index.and(deadline);
-            let fate = match waiting::sleep_in_line(py, until, true, || waiter.is_granted()) {
-                Ok(true) => waiter.take(),
-                Ok(false) => self.core.leave(&waiter, true),
-                Err(error) => {
-                    self.core.leave(&waiter, false);
-                    return Err(error);
+            let mut until = index.and(deadline);
+            let fate = loop {
+                match waiting::sleep_in_line(py, until, true, || waiter.is_granted()) {
+                    Ok(true) => break waiter.take(),
+                    Ok(false) => match self.core.time_out(&waiter) {
+                        TimedOut::Decided(fate) => break Some(fate),
+                        TimedOut::TooLate => until = None,
+                    },
+                    Err(error) => {
+                        self.core.leave(&waiter);
+                        return Err(error);
+                    }
                 }
             };
             match fate {
@@ -1146,7 +1151,7 @@ impl Barrier {
     }
 
     fn _leave(&self, waiter: &Waiter) -> PyResult<()> {
-        self.core.leave(waiter.arrived()?, false);
+        self.core.leave(waiter.arrived()?);
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ pub enum Fate {
 /// What came of an arrival.
 #[derive(Debug)]
 pub enum Arrival {
-    /// Sleep until the waiter is granted its fate, or [`Barrier::leave`].
+    /// Sleep until the waiter is granted its fate, or [`Barrier::time_out`], or [`Barrier::leave`].
     Waiting {
         /// How many had arrived before, if this one has; None at the gate.
         index: Option<usize>,
@@ -31,6 +31,15 @@ pub enum Arrival {
     Last(usize),
     /// The barrier is broken.
     Broken,
+}
+
+/// What came of a timeout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimedOut {
+    /// This is its fate.
+    Decided(Fate),
+    /// All have arrived, and the last one acts: wait for the fate that it will be granted.
+    TooLate,
 }
 
 /// See the module's documentation.
@@ -131,27 +140,34 @@ impl Barrier {
         wake(granted);
     }
 
-    /// For one that does not wait any longer: its fate if that was decided just before. Else it breaks the barrier for all,
-    /// if it is to (a timeout), or has not arrived (an exception).
-    pub fn leave(&self, waiter: &Waiter<Fate>, breaks: bool) -> Option<Fate> {
-        let fate = waiter.abandon();
+    /// For one whose time is over: breaks the barrier for all, unless its own fate is decided already.
+    pub fn time_out(&self, waiter: &Waiter<Fate>) -> TimedOut {
         let mut granted = Granted::new();
         let mut state = self.state();
+        if state.shut && state.waiters.contains(waiter) {
+            return TimedOut::TooLate;
+        }
+        let fate = waiter.abandon();
+        if fate.is_none() && state.waiters.remove(waiter) {
+            state.broken = true;
+            state.send(Fate::Broken, &mut granted);
+        }
+        drop(state);
+        wake(granted);
+        TimedOut::Decided(fate.unwrap_or(Fate::Broken))
+    }
+
+    /// For one that gives up by an exception: it has not arrived, as far as others are concerned.
+    pub fn leave(&self, waiter: &Waiter<Fate>) {
+        let fate = waiter.abandon();
+        let mut state = self.state();
         if fate.is_none() {
-            let arrived = state.waiters.remove(waiter);
-            if arrived {
+            if state.waiters.remove(waiter) {
                 state.arrived = state.arrived.saturating_sub(1);
             } else {
                 state.gate.remove(waiter);
             }
-            if breaks && arrived {
-                state.broken = true;
-                state.send(Fate::Broken, &mut granted);
-            }
         }
-        drop(state);
-        wake(granted);
-        fate
     }
 
     /// Makes it usable again; whoever waits is told that it was broken.

@@ -185,12 +185,16 @@ impl<T> WaitQueue<T> {
 
     /// Takes out the entry of one that abandoned; false if it was out already, or never in this queue.
     pub fn remove(&mut self, waiter: &Waiter<T>) -> bool {
-        match self.find(waiter.place) {
-            Ok(at) if std::ptr::eq(&raw const *self.waiters[at], waiter) => {
-                self.waiters.remove(at).is_some()
-            }
-            _ => false,
-        }
+        self.contains(waiter)
+            && self
+                .find(waiter.place)
+                .is_ok_and(|at| self.waiters.remove(at).is_some())
+    }
+
+    /// Whether its entry is in this queue.
+    pub fn contains(&self, waiter: &Waiter<T>) -> bool {
+        self.find(waiter.place)
+            .is_ok_and(|at| std::ptr::eq(&raw const *self.waiters[at], waiter))
     }
 
     /// The first in line; it may have abandoned a moment ago.

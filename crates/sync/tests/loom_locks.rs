@@ -5,7 +5,7 @@
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
-use plait_sync::barrier::{Arrival, Barrier, Fate};
+use plait_sync::barrier::{Arrival, Barrier, Fate, TimedOut};
 use plait_sync::condition::Condition;
 use plait_sync::event::Event;
 use plait_sync::parker::Parker;
@@ -257,13 +257,41 @@ fn two_that_arrive_both_go_on_twice() {
 fn a_barrier_breaks_for_all_or_for_none() {
     model(3, || {
         let barrier = Arc::new(Barrier::new(2));
-        let Arrival::Waiting { waiter, .. } = barrier.arrive(silent) else {
+        let parker = Parker::new();
+        let Arrival::Waiting { waiter, .. } = barrier.arrive(|| Box::new(parker.unparker())) else {
             unreachable!()
         };
         let other = Arc::clone(&barrier);
         let arrives = thread::spawn(move || pass(&other));
-        let passed = matches!(barrier.leave(&waiter, true), Some(Fate::Passed));
+        let fate = match barrier.time_out(&waiter) {
+            TimedOut::Decided(fate) => fate,
+            TimedOut::TooLate => {
+                sleep(&parker, &waiter);
+                waiter.take().unwrap()
+            }
+        };
+        let passed = fate == Fate::Passed;
         assert_eq!(arrives.join().unwrap().is_some(), passed);
         assert_eq!(barrier.is_broken(), !passed);
+    });
+}
+
+/// One is interrupted while the last one arrives: that one goes on, or still waits for another.
+#[test]
+fn who_leaves_a_barrier_has_not_arrived() {
+    model(3, || {
+        let barrier = Arc::new(Barrier::new(2));
+        let Arrival::Waiting { waiter, .. } = barrier.arrive(silent) else {
+            unreachable!()
+        };
+        let other = Arc::clone(&barrier);
+        let arrives = thread::spawn(move || match other.arrive(silent) {
+            Arrival::Last(_) => other.open(true),
+            Arrival::Waiting { index, .. } => assert_eq!(index, Some(0)),
+            Arrival::Broken => unreachable!(),
+        });
+        barrier.leave(&waiter);
+        arrives.join().unwrap();
+        assert!(barrier.waiting() < 2 && !barrier.is_broken());
     });
 }
