@@ -356,7 +356,7 @@ def test_a_coroutine_that_is_closed_when_the_interpreter_ends() -> None:
     script = """
 import asyncio, plait
 async def main():
-    await asyncio.sleep(3600)  # its timer is cancelled when the coroutine is closed, by the very last collection
+    await asyncio.sleep(3600)  # its timer is cancelled by the very last collection
 loop = plait.EventLoop()
 task = loop.create_task(main())
 loop.call_soon(loop.stop)
