@@ -171,29 +171,34 @@ def run(tmp_path: Path, program: str, *arguments: str) -> subprocess.CompletedPr
     )
 
 
-def test_what_belongs_to_a_killed_program_ends_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+def test_what_belongs_to_a_killed_program_ends_with_it(tmp_path: Path, method: str) -> None:
     program = """
-import os, signal, time
+import os, signal, sys, time
 import plait.multiprocessing as multiprocessing
 from plait.multiprocessing import forkserver
 from plait.multiprocessing.managers import SharedMemoryManager
 
 if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
     segments = SharedMemoryManager()
     segments.start()
     segment = segments.SharedMemory(1000)
     manager = multiprocessing.Manager()
-    daemon = multiprocessing.Process(target=time.sleep, args=(600,), daemon=True)
-    daemon.start()
+    daemons = [multiprocessing.Process(target=time.sleep, args=(600,), daemon=True) for _ in range(3)]
+    for daemon in daemons:
+        daemon.start()
     pool = multiprocessing.Pool(1)
     pool.map_async(time.sleep, [600])
-    pids = [p.pid for p in (segments._process, manager._process, daemon, *pool._pool)]
-    print(segment.name, *pids, forkserver._forkserver._forkserver_pid, flush=True)
+    pids = [p.pid for p in (segments._process, manager._process, *daemons, *pool._pool)]
+    if sys.argv[1] == "forkserver":
+        pids.append(forkserver._forkserver._forkserver_pid)
+    print(segment.name, *pids, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    ran = run(tmp_path, program)
+    ran = run(tmp_path, program, method)
     name, *pids = ran.stdout.split()
-    assert len(pids) == 5, ran.stderr
+    assert len(pids) == 6 + (method == "forkserver"), ran.stderr
     assert wait_until_gone({int(pid) for pid in pids}) == set()
     deadline = time.monotonic() + 30  # the resource tracker is the last to go
     while Path("/dev/shm", name).exists() and time.monotonic() < deadline:

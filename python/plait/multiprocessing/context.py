@@ -6,6 +6,11 @@ process, the `popen` that is being started, the reducer.
 
 from __future__ import annotations
 
+import fcntl
+import os
+import select
+import signal
+import stat
 from multiprocessing import context as _standard
 from multiprocessing import process as _process
 from typing import Any
@@ -152,8 +157,27 @@ class _Bootstrap(_process.BaseProcess):
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         if self._start_method is not None:
             _force_start_method(self._start_method)
+        if self.daemon and parent_sentinel is not None:
+            _end_with_parent(parent_sentinel)
         code: int = super()._bootstrap(parent_sentinel)
         return code
+
+
+def _end_with_parent(sentinel: int) -> None:
+    """Have the kernel kill this process, a daemon, when its parent is gone without having ended it.
+
+    The sentinel is a pipe that nobody writes to any more, so the signal that it is asked to send can only
+    mean that its other end is closed. (The zygote's children have a pidfd, and the zygote watches for them.)
+    """
+    if stat.S_ISFIFO(os.fstat(sentinel).st_mode):
+        fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(sentinel, fcntl.F_GETFL)
+        fcntl.fcntl(sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
+        poll = select.poll()
+        poll.register(sentinel, select.POLLIN)
+        if poll.poll(0):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Process(_Bootstrap, _standard.Process):
