@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from plait._zygote import Outfit
 
+_CO_COROUTINE = 0x80
+"""As in `inspect`, which takes long to import."""
+
 VALUE, NOTHING, RAISED, UNPICKLABLE = range(4)
 """How a call ended; `Status` in `crates/engine/src/process_pool/protocol.rs`."""
 
@@ -116,7 +119,8 @@ class Server:
 
     def __init__(self, worker: _rust.Worker) -> None:
         self.worker: _rust.Worker | _Elsewhere = worker
-        self.take, self.call = worker.take, worker.call
+        self.take, self.call, self.learn = worker.take, worker.call, worker.learn
+        self.take_plain, self.calling = worker.take_plain, worker.calling
         self.functions: dict[int, Callable[..., Any]] = {}
         self.function: Callable[..., Any] | None = None
         """The one that runs."""
@@ -129,6 +133,8 @@ class Server:
 
     def leave_lane(self) -> None:
         """In the child of a fork: the lane belongs to the parent."""
+        if isinstance(self.worker, _rust.Worker):
+            self.worker.leave()
         self.worker = _Elsewhere()
         self.interrupted = tuple
         _relay.after_fork()
@@ -145,7 +151,8 @@ class Server:
     def interrupt(self, _signal: int, frame: FrameType | None) -> None:
         """Handle the pool's signal: end the job that runs, if it is the one that was meant.
 
-        Raises only inside `run`. If the job has not come there yet, `call` looks; if it has left, it is over.
+        Raises only while a plain call's function runs, or inside `run`. If the job has not come there yet,
+        `take_plain` or `call` looks; if it has left, it is over.
         """
         if not self.interrupted():
             return
@@ -154,15 +161,17 @@ class Server:
             # The loop may be asleep in its selector.
             self.task.get_loop().call_soon_threadsafe(lambda: None)
             return
+        if self.calling():
+            raise TaskCancelled
         while frame is not None:
-            if frame.f_code is _RUN:
+            if frame.f_code in _INTERRUPTIBLE:
                 raise TaskCancelled
             frame = frame.f_back
 
     def serve(self) -> None:
-        """Take and answer calls until told to leave."""
-        take, run = self.take, self.run
-        while (job := take()) is not None:
+        """Take and answer calls until told to leave. Plain ones are run and answered by `take_plain`."""
+        take, run = self.take_plain, self.run
+        while (job := take(self)) is not None:
             try:
                 value = run()
             except BaseException as error:
@@ -179,6 +188,7 @@ class Server:
         number, definition, payload, buffers = self.call()
         if definition is not None:
             self.functions[number] = load_function(definition)
+            self.learn_plain(number)
         function = self.function = self.functions[number]
         arguments = loads(payload, buffers=buffers)
         if type(arguments) is tuple:
@@ -213,6 +223,29 @@ class Server:
         runner, self.runner = self.runner, None
         if runner is not None:
             runner.close()
+
+    def learn_plain(self, number: int) -> None:
+        """Let `take_plain` run plain calls of a function, unless it is one that gives coroutines."""
+        function = self.functions[number]
+        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        self.learn(number, None if flags & _CO_COROUTINE else function)
+
+    def fail_plain(self, job: int, error: BaseException) -> None:
+        """Answer a plain call that has raised."""
+        try:
+            raise error  # The traceback begins here, as `fail` expects.
+        except BaseException as raised:
+            self.fail(job, raised)
+
+    def settle(self, job: int, value: Any) -> None:
+        """Answer a plain call that turned out not to be so plain."""
+        if type(value) is CoroutineType:
+            try:
+                value = self.run_coroutine(value)
+            except BaseException as error:
+                self.fail(job, error)
+                return
+        self.answer(job, value)
 
     def answer(self, job: int, value: Any) -> None:
         """Send back a value."""
@@ -267,7 +300,7 @@ class Server:
         self.worker.answer(job, UNPICKLABLE, text.encode("utf-8", "backslashreplace"), [])
 
 
-_RUN = Server.run.__code__
+_INTERRUPTIBLE = (Server.run.__code__, Server.run_coroutine.__code__)
 
 
 def load_function(definition: Any) -> Callable[..., Any]:

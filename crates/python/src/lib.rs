@@ -9,6 +9,7 @@ mod locks;
 mod loop_bell;
 mod map_items;
 mod plain;
+mod plain_calls;
 mod process_pool;
 mod process_sync;
 mod shared_memory;

@@ -27,6 +27,7 @@ use pyo3::types::{PyDict, PyList, PyType};
 use crate::future::{Future, Help};
 use crate::map_items::MapItems;
 use crate::plain;
+use crate::plain_calls::PlainCalls;
 use crate::shared_memory::{Contiguous, adopt, list_of_buffers, to_python};
 use crate::waiting::Wake;
 
@@ -655,9 +656,10 @@ pub struct Worker {
     inner: EngineWorker,
     /// The call that was taken and not handed out.
     call: Mutex<Option<Call>>,
+    plain: PlainCalls,
 }
 
-fn lost_pool(error: &io::Error) -> PyErr {
+pub(crate) fn lost_pool(error: &io::Error) -> PyErr {
     if error.kind() == io::ErrorKind::OutOfMemory {
         return no_room();
     }
@@ -684,6 +686,7 @@ impl Worker {
         Ok(Self {
             inner: worker,
             call: Mutex::new(None),
+            plain: PlainCalls::default(),
         })
     }
 
@@ -727,6 +730,66 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// As [`Self::take`], but runs plain calls itself, and answers them: gives the first that is none. `server` is told
+    /// which function runs, and does what cannot be done here.
+    fn take_plain(slf: &Bound<'_, Self>, server: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+        let (py, this) = (slf.py(), slf.get());
+        let function = intern!(py, "function");
+        let mut running: Option<u64> = None;
+        let mut pickle = Vec::new();
+        let mut count = 0_u8;
+        loop {
+            match this.inner.take().map_err(|error| lost_pool(&error))? {
+                Some(Call::Stop) => return Ok(None),
+                Some(call) => {
+                    let Some(plain) = this.plain.find(py, &call) else {
+                        let Call::Run { job, .. } = call else {
+                            return Ok(None);
+                        };
+                        *this.taken() = Some(call);
+                        return Ok(Some(job));
+                    };
+                    if running != Some(plain.slot) {
+                        server.setattr(function, &plain.function)?;
+                        running = Some(plain.slot);
+                    }
+                    this.plain.run(&this.inner, server, plain, &mut pickle)?;
+                    // A function written in C looks at neither signals nor other threads.
+                    count = count.wrapping_add(1);
+                    if count == 0 {
+                        py.detach(|| ());
+                        py.check_signals()?;
+                    }
+                }
+                None => {
+                    if running.take().is_some() {
+                        server.setattr(function, py.None())?;
+                    }
+                    let limit = look_after(py)?;
+                    py.detach(|| this.inner.wait(limit))
+                        .map_err(|error| lost_pool(&error))?;
+                    py.check_signals()?;
+                }
+            }
+        }
+    }
+
+    /// From now on plain calls of what is in `slot` are run by [`Self::take_plain`].
+    #[pyo3(signature = (slot, function))]
+    fn learn(&self, slot: u64, function: Option<Py<PyAny>>) {
+        self.plain.learn(slot, function);
+    }
+
+    /// Whether a function runs that [`Self::take_plain`] has called.
+    fn calling(&self) -> bool {
+        self.plain.calling.load(Ordering::Relaxed)
+    }
+
+    /// In a fork that a job has made: answers go through the server, which knows what to do.
+    fn leave(&self) {
+        self.plain.left.store(true, Ordering::Relaxed);
     }
 
     /// The parts of the call that was taken, unless its job has been interrupted since it was begun: function number, its definition if it is new, arguments, buffers.
