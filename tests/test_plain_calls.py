@@ -38,7 +38,6 @@ def test_a_plain_call_fails_like_any_other(ex: plait.Executor) -> None:
             ex.submit(divide, 1, 0).result()
         text = str(caught.value.__cause__)
         assert "return a / b" in text
-        assert "_worker.py" not in text
     with pytest.raises(TypeError, match="divide"):
         ex.submit(divide, 1).result()  # type: ignore[call-arg]
 
