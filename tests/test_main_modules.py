@@ -47,7 +47,7 @@ def run(*arguments: object, stdin: str | None = None, cwd: Path | None = None) -
         timeout=120,
         check=False,
         cwd=cwd,
-        # As on a terminal: what the program has printed does not wait until its end.
+        # As on a terminal: what the program prints between jobs does not wait until its end.
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert (done.returncode, done.stderr) == (0, "")

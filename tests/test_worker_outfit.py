@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,3 +156,35 @@ def test_a_module_that_cannot_be_preloaded_is_one_clear_error(modules: Callable[
         error = ex.submit(state).exception(60)
     assert "preload='outfit_broken' cannot be imported" in str(error)
     assert "LookupError: not here" in str(error)
+
+
+MEMORY = """
+import concurrent.futures, multiprocessing, sys, time
+import plait
+
+def own(pid):
+    # A page that n processes share counts as an n-th in each.
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+
+if __name__ == "__main__":
+    if sys.argv[1] == "plait":
+        ex = plait.Executor("processes", 4)
+    else:
+        ex = concurrent.futures.ProcessPoolExecutor(4, multiprocessing.get_context("forkserver"))
+    with ex:
+        concurrent.futures.wait([ex.submit(time.sleep, 0.2) for _ in range(8)])
+        pids = ex._pool.statistics()["workers"] if sys.argv[1] == "plait" else list(ex._processes)
+        assert len(pids) == 4
+        print(max(map(own, pids)))
+"""
+
+
+def test_an_idle_worker_takes_less_memory_than_one_of_the_standard_forkserver(tmp_path: Path) -> None:
+    script = tmp_path / "memory.py"
+    script.write_text(MEMORY)
+    ours, standard = (
+        int(subprocess.check_output([sys.executable, script, whose], text=True, timeout=120))
+        for whose in ("plait", "standard")
+    )
+    assert ours < standard

@@ -292,6 +292,17 @@ with plait.Executor("processes", 1) as ex:
     assert (done.stdout, done.stderr) == ("last words 0\nlast words 1\n", "")
 
 
+def test_what_was_printed_before_the_first_job_comes_first() -> None:
+    done = run("""
+import plait
+print("before")
+with plait.Executor("processes", 1) as ex:
+    ex.submit(print, "within").result()
+    print("after")
+""")
+    assert done.stdout == "before\nwithin\nafter\n"
+
+
 def test_after_a_fork_in_a_job_nothing_is_sent_twice(tmp_path: Path) -> None:
     program = """
 import contextlib, logging, os, plait, sys, warnings

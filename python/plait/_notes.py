@@ -172,6 +172,15 @@ def _category(names: list[tuple[str, str]]) -> type[Warning]:
     return UserWarning
 
 
+def flush_streams() -> None:
+    """Write out what was printed before workers print, who do not know of it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            continue  # there is none, or nobody reads it any more
+
+
 def settings() -> dict[str, Any]:
     """What workers have to know about this process, as it is now, to do as it would."""
     return {

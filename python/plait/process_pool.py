@@ -19,7 +19,7 @@ from plait._budget import cpus, share
 from plait._exit import interrupted
 from plait._job import DEFAULT_OPTIONS, JobOptions, job_name
 from plait._memory_kills import memory_kills
-from plait._notes import Notes, settings
+from plait._notes import Notes, flush_streams, settings
 from plait._tracker import with_tracker
 from plait.errors import ArgumentNotPicklable, ResultNotPicklable, TaskTimeout, WorkerDied
 from plait.future import Future
@@ -168,6 +168,7 @@ class ProcessPool:
     def _configure(self) -> None:
         """Tell workers that will be started what this process is like now."""
         memory_kills.watch()
+        flush_streams()
         configuration = {"path": sys.path, "authkey": _authkey(), "relay": settings(), **self._outfit}
         self._core.configure(marshal.dumps(configuration))
 
