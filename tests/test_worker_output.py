@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import os
@@ -108,6 +109,27 @@ def test_the_jobs_of_a_hybrid_worker_are_told_apart(caplog: pytest.LogCaptureFix
         ex.options(name="blocks").submit(log, "outfit", logging.WARNING, "two").result(60)
     names = [record.job for record in caplog.records]  # type: ignore[attr-defined]
     assert names == ["waits"] * 3 + ["blocks"]
+
+
+@pytest.mark.parametrize("model", ["processes", "hybrid"])
+def test_records_come_before_results_however_those_are_waited_for(
+    model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def wait_for_all(ex: plait.Executor) -> None:
+        async def one(text: str) -> None:
+            await ex.submit(log, "outfit", logging.WARNING, text)
+            assert text in caplog.messages
+
+        await asyncio.gather(*[one(f"awaited {number}") for number in range(50)])
+
+    with plait.Executor(model, 2) as ex:
+        asyncio.run(wait_for_all(ex))
+        texts = [f"mapped {number}" for number in range(50)]
+        for text, _ in zip(texts, ex.map(log, ["outfit"] * 50, [logging.WARNING] * 50, texts), strict=True):
+            assert text in caplog.messages
+        for number in range(50):
+            ex.submit(log, "outfit", logging.WARNING, f"submitted {number}").result(60)
+            assert f"submitted {number}" in caplog.messages
 
 
 def test_the_parents_levels_and_filters_hold(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,8 +2,8 @@
 
 The collector hands notes over in order with the answers, and waits until they have been dealt with before it
 delivers the answers that come after them: what a job has logged is there when its result is. It does not wait
-for a handler that blocks, or that waits for the pool itself: it goes on after a moment, and from then on
-without waiting. What nobody deals with is kept up to a bound, then dropped and counted.
+for a handler that blocks, or that waits for the pool itself: it goes on after a moment, and waits again when
+all has been dealt with. What nobody deals with is kept up to a bound, then dropped and counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 from plait._relay import ERR, LOG, OUT, WARNING, Lines
 
 _PATIENCE = 1.0
-"""Seconds without progress after which a handler counts as blocked."""
+"""Seconds without progress after which a handler counts as blocked, unless that has happened lately."""
+_LEAST_PATIENCE = 0.01
 _LONGEST_WAIT = 2.0
 """Seconds that answers are held up at most by the notes that come before them."""
 _MOST_NOTES = 100_000
@@ -40,6 +41,8 @@ class Notes:
         self._told = 0
         self._lost = 0
         self._in_step = True
+        """Whether the thread is waited for: until it stalls, and again when it has dealt with everything."""
+        self._patience = _PATIENCE
         self._ended = False
         self._thread: threading.Thread | None = None
         self._once: dict[str, dict[Any, Any]] = {}
@@ -64,7 +67,10 @@ class Notes:
                     self._in_step = False
             self._changed.notify_all()
             if self._in_step:
-                self._in_step = self._catch_up(self._told, _LONGEST_WAIT)
+                self._in_step = self._catch_up(self._told, self._patience, _LONGEST_WAIT)
+                # Who stalls again and again, as a handler that waits for this pool does, is waited for less.
+                patience = self._patience * 2 if self._in_step else self._patience / 2
+                self._patience = min(max(patience, _LEAST_PATIENCE), _PATIENCE)
 
     def end(self) -> None:
         """There are no more notes. The collector's last word."""
@@ -78,16 +84,16 @@ class Notes:
         if thread is None or thread is threading.current_thread():
             return
         with self._changed:
-            if not self._catch_up(self._told, None):
+            if not self._catch_up(self._told, _PATIENCE, None):
                 return
         thread.join(_PATIENCE)
 
-    def _catch_up(self, target: int, limit: float | None) -> bool:
+    def _catch_up(self, target: int, patience: float, limit: float | None) -> bool:
         """Wait until so many are dealt with, or the time is over; false if there is no progress."""
         until = None if limit is None else time.monotonic() + limit
         while self._taken < target and (until is None or time.monotonic() < until):
             before = self._taken
-            if not self._changed.wait_for(lambda: self._taken > before, _PATIENCE):  # noqa: B023
+            if not self._changed.wait_for(lambda: self._taken > before, patience):  # noqa: B023
                 return False
         return True
 
@@ -119,6 +125,7 @@ class Notes:
             del payload
             with self._changed:
                 self._taken += 1
+                self._in_step = self._in_step or not self._waiting
                 self._changed.notify_all()
 
     def _deal_with(self, kind: int, payload: bytes) -> None:
