@@ -21,16 +21,23 @@ if TYPE_CHECKING:
     from plait.event_loop import EventLoop, run
     from plait.executor import Executor
     from plait.future import Future
+    from plait.locks import Barrier, BoundedSemaphore, Condition, Event, Lock, Semaphore
 
     __version__: str
 
 __all__ = [
     "ArgumentNotPicklable",
+    "Barrier",
+    "BoundedSemaphore",
+    "Condition",
     "Decision",
+    "Event",
     "EventLoop",
     "Executor",
     "Future",
+    "Lock",
     "ResultNotPicklable",
+    "Semaphore",
     "Shared",
     "TaskCancelled",
     "TaskTimeout",
@@ -45,19 +52,25 @@ __all__ = [
 # Public name -> the module that defines it.
 _HOMES = {
     "ArgumentNotPicklable": "plait.errors",
+    "Barrier": "plait.locks",
+    "BoundedSemaphore": "plait.locks",
+    "Condition": "plait.locks",
     "Decision": "plait.auto",
+    "Event": "plait.locks",
     "EventLoop": "plait.event_loop",
     "Executor": "plait.executor",
     "Future": "plait.future",
+    "Lock": "plait.locks",
     "ResultNotPicklable": "plait.errors",
+    "Semaphore": "plait.locks",
     "Shared": "plait._share",
     "TaskCancelled": "plait.errors",
     "TaskTimeout": "plait.errors",
     "WorkerDied": "plait.errors",
     "__version__": "plait._rust",
     "install": "plait._install",
-    "share": "plait._share",
     "run": "plait.event_loop",
+    "share": "plait._share",
     "uninstall": "plait._install",
 }
 

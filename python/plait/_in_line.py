@@ -7,8 +7,10 @@ passed on, so nothing is lost. Imported when a coroutine has to wait for the fir
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plait import _rust
 
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["acquire", "arrive", "enter", "running_bell", "wait_for_event", "wait_for_notification"]
 
 _bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _rust.LoopBell] = weakref.WeakKeyDictionary()
+
+watching = False
+"""Whether the following two are kept, for `plait.threading.watch`."""
+waits: dict[asyncio.Task[Any], tuple[object, float]] = {}
+"""The tasks that wait for a lock, and since when (`time.monotonic`)."""
+holders: dict[int, tuple[weakref.ref[asyncio.Task[Any]], int]] = {}
+"""The tasks that have acquired a lock, by an odd number, which no thread has; and the thread that ran it."""
 
 
 def running_bell() -> tuple[asyncio.AbstractEventLoop, _rust.LoopBell]:
@@ -34,11 +43,40 @@ async def acquire(lock: _rust.Lock | _rust.Semaphore) -> bool:
     """Take a unit; wait for it as long as it takes. Returns True."""
     if not lock.acquire(False):
         await enter(lock)
+    elif watching:
+        _note_holder(lock)
     return True
 
 
 async def enter(lock: _rust.Lock | _rust.Semaphore) -> None:
-    """Take a unit that was not there a moment ago."""
+    """Take a unit that was perhaps not there a moment ago."""
+    if not watching:
+        await _enter(lock)
+        return
+    task = asyncio.current_task()
+    if task is not None:
+        waits[task] = (lock, time.monotonic())
+    try:
+        await _enter(lock)
+    finally:
+        if task is not None:
+            waits.pop(task, None)
+    _note_holder(lock)
+
+
+def _note_holder(lock: _rust.Lock | _rust.Semaphore) -> None:
+    """Have the lock tell that this task has it."""
+    task = asyncio.current_task()
+    if task is None or not isinstance(lock, _rust.Lock):
+        return
+    number = id(task) | 1
+    if number not in holders:
+        reference = weakref.ref(task, lambda _: holders.pop(number, None))
+        holders[number] = (reference, threading.get_ident())
+    lock._set_holder(number)
+
+
+async def _enter(lock: _rust.Lock | _rust.Semaphore) -> None:
     loop, bell = running_bell()
     future = loop.create_future()
     waiter = lock._join(bell, future)

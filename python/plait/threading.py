@@ -46,6 +46,8 @@ if TYPE_CHECKING:
         stack_size,
     )
 
+    from plait._deadlocks import Deadlock, Watch
+
     __all__ = [
         "TIMEOUT_MAX",
         "Barrier",
@@ -73,13 +75,14 @@ if TYPE_CHECKING:
         "setprofile",
         "settrace",
         "stack_size",
+        "watch",
     ]
     if sys.version_info >= (3, 12):
         from threading import setprofile_all_threads, settrace_all_threads
 
         __all__ += ["setprofile_all_threads", "settrace_all_threads"]
 else:
-    __all__ = [*_standard.__all__]
+    __all__ = [*_standard.__all__, "watch"]
 
 Lock = _rust.Lock
 RLock = _rust.RLock
@@ -239,6 +242,23 @@ class Barrier(_rust.Barrier, _standard.Barrier):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
+
+
+def watch(limit: float = 10.0, report: Callable[[Deadlock], object] | None = None) -> Watch:
+    """Watch, from now on, for threads and coroutines that wait for each other in a circle.
+
+    When each of them has waited for `limit` seconds, the circle is told once, with who waits for what, who
+    holds it, and all stacks: on standard error, or by ``report(deadlock)``, in a thread of the watch. A wait
+    that is merely long is never told. Seen are waits for a `Lock` or `RLock` of this module that began after
+    this call, and `Thread.join`; a `Lock` counts as held by whoever acquired it last, and one that its own
+    holder waits for, as a signal.
+
+    Returns the watch; its ``stop()`` ends it, as does leaving a ``with`` block. Raises `ValueError` if `limit`
+    is not above 0. Thread-safe. The child of a fork is not watched.
+    """
+    from plait._deadlocks import Watch
+
+    return Watch(limit, report)
 
 
 def _module(instance: object) -> str:
