@@ -28,6 +28,7 @@ class Mutant(NamedTuple):
 
 
 RING, WINDOW, BELL, WAIT_QUEUE = "ring.rs", "window.rs", "bell.rs", "wait_queue.rs"
+OWNED_LOCK, LOG, GATE = "owned_lock.rs", "log.rs", "gate.rs"
 RELEASE, ACQUIRE, RELAXED = "Ordering::Release", "Ordering::Acquire", "Ordering::Relaxed"
 EXCHANGE = f"Ordering::AcqRel,\n                {ACQUIRE},"
 FENCE = "        fence(Ordering::SeqCst);\n"
@@ -39,6 +40,16 @@ def weaker(file: str, what: str, strong: str) -> Mutant:
 
 
 MUTANTS = [
+    weaker(OWNED_LOCK, ".compare_exchange(FREE, taken, ", ACQUIRE),
+    weaker(OWNED_LOCK, ".compare_exchange(seen, FREE, ", RELEASE),
+    weaker(OWNED_LOCK, ".compare_exchange(seen, taken, ", ACQUIRE),
+    weaker(LOG, "header.tail.store(next, ", RELEASE),
+    weaker(LOG, "let tail = header.tail.load(", ACQUIRE),
+    weaker(LOG, "header.freed.store(head, ", RELEASE),
+    weaker(LOG, "let freed = header.freed.load(", ACQUIRE),
+    # A sleeper's announcement before its second look; what was published before the gate is looked at.
+    Mutant(GATE, "loom_gate", FENCE, ""),
+    Mutant(GATE, "loom_gate", FENCE, "", 1),
     weaker(RING, "tail.store(self.tail, ", RELEASE),
     weaker(RING, "head.store(self.head, ", RELEASE),
     weaker(RING, "head.load(", ACQUIRE),
