@@ -42,7 +42,6 @@ def weaker(file: str, what: str, strong: str) -> Mutant:
 MUTANTS = [
     weaker(OWNED_LOCK, ".compare_exchange(FREE, taken, ", ACQUIRE),
     weaker(OWNED_LOCK, ".compare_exchange(seen, FREE, ", RELEASE),
-    weaker(OWNED_LOCK, ".compare_exchange(seen, taken, ", ACQUIRE),
     weaker(LOG, "header.tail.store(next, ", RELEASE),
     weaker(LOG, "let tail = header.tail.load(", ACQUIRE),
     weaker(LOG, "header.freed.store(head, ", RELEASE),

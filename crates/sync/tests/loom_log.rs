@@ -26,7 +26,7 @@ fn get(log: &impl Log, warm: u64) -> Option<u8> {
     Some(bytes[0])
 }
 
-/// The log is so narrow that laps begin, frames are skipped, and it is full now and then.
+/// The log is so narrow that the last frame begins another lap, if the first ones have been read.
 fn frames_arrive(capacity: usize, warm: u64, lengths: &'static [usize]) {
     loom::model(move || {
         let log = Shared::new(Header::new(), capacity);
@@ -57,11 +57,11 @@ fn frames_arrive(capacity: usize, warm: u64, lengths: &'static [usize]) {
 }
 
 #[test]
-fn through_a_log_that_is_full_now_and_then() {
-    frames_arrive(128, 128, &[4, 4, 4]);
+fn around_within_the_warm_part() {
+    frames_arrive(128, 96, &[4, 4, 4]);
 }
 
 #[test]
-fn around_into_another_lap() {
+fn around_after_memory_was_given_back() {
     frames_arrive(256, 64, &[4, 60, 4]);
 }
