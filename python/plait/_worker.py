@@ -130,6 +130,8 @@ class Server:
         self.interrupted: Callable[[], Sequence[int]] = worker.interrupted
         self.task: Any = None
         """The coroutine that runs, as a task of the runner's loop."""
+        self.spoilt = False
+        """An import was cut short: Python keeps what is left of a package, which later imports trip over."""
 
     def leave_lane(self) -> None:
         """In the child of a fork: the lane belongs to the parent."""
@@ -161,12 +163,14 @@ class Server:
             # The loop may be asleep in its selector.
             self.task.get_loop().call_soon_threadsafe(lambda: None)
             return
-        if self.calling():
-            raise TaskCancelled
+        inside, importing = self.calling(), False
         while frame is not None:
-            if frame.f_code in _INTERRUPTIBLE:
-                raise TaskCancelled
+            inside |= frame.f_code in _INTERRUPTIBLE
+            importing |= frame.f_code.co_filename == "<frozen importlib._bootstrap>"
             frame = frame.f_back
+        if inside:
+            self.spoilt |= importing
+            raise TaskCancelled
 
     def serve(self) -> None:
         """Take and answer calls until told to leave. Plain ones are run and answered by `take_plain`."""
@@ -271,6 +275,8 @@ class Server:
         if job in self.interrupted():
             # Nobody waits for this run any more, only for its end.
             self.worker.answer(job, NOTHING, b"", [])
+            if self.spoilt:
+                raise SystemExit(0)  # another worker takes this one's place
             return
         # The first frame is `serve`'s and tells nobody anything.
         trace = error.__traceback__.tb_next if error.__traceback__ is not None else None

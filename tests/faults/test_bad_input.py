@@ -123,6 +123,34 @@ def test_a_job_that_leaves_threads_and_children(pool: ProcessPool, tmp_path: Pat
     os.kill(orphan, signal.SIGKILL)
 
 
+def test_an_import_that_is_interrupted_does_not_spoil_the_worker_for_others(tmp_path: Path) -> None:
+    """Python forgets a package whose import is cut short, but not those of its modules that were done."""
+    package = tmp_path / "interrupted"
+    package.mkdir()
+    (package / "_part.py").write_text("value = 5\n")
+    (package / "__init__.py").write_text(
+        "import pathlib, time\n"
+        "from interrupted._part import *\n"
+        "go = pathlib.Path(__file__).with_name('go')\n"
+        "while not go.exists():\n"
+        "    go.with_name('begun').touch()\n"
+        "    time.sleep(0.01)\n"
+        "value = _part.value\n"
+    )
+    pool = ProcessPool(1)
+    try:
+        works(pool)
+        stuck = pool.submit(jobs.import_from, (tmp_path, "interrupted"), {})
+        while not (package / "begun").exists():
+            time.sleep(0.01)
+        assert stuck.cancel()
+        (package / "go").touch()
+        assert pool.submit(jobs.import_from, (tmp_path, "interrupted"), {}).result(60) == 5
+        works(pool)
+    finally:
+        pool.shutdown()
+
+
 # Pickles.
 
 
