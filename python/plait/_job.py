@@ -25,6 +25,27 @@ class JobOptions:
 DEFAULT_OPTIONS = JobOptions()
 
 
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What an executor is doing at one moment; see `Executor.statistics`."""
+
+    model: str
+    """Which concurrency model it is."""
+    workers: int
+    """The threads, processes or interpreters that there are, those being started included; the coroutines
+    that run."""
+    width: int
+    """How many jobs may run at once at present."""
+    limit: int
+    """How many jobs may ever run at once: the width adapts within it, or is the same."""
+    running: int
+    """Jobs that a worker has; in a worker process, some of them may still wait for their turn there."""
+    queued: int
+    """Jobs that no worker has."""
+    longest_wait: float
+    """For how many seconds the first job in the queue has been waiting; 0 if there is none."""
+
+
 class Pool(Protocol):
     """One concurrency model: takes jobs, gives futures. Thread-safe; `Executor` is its face."""
 
@@ -36,8 +57,16 @@ class Pool(Protocol):
     ) -> Future[Any]:
         """Queue one job. Raises RuntimeError after `shutdown`; every other failure arrives in the future."""
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more jobs; with `wait`, return when all are done and every resource is given back."""
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
+        """Take no more jobs; with `wait`, return when all are done and every resource is given back.
+
+        Or when `timeout` seconds are over: then it has said on standard error what still runs, and where.
+        """
+
+    def load(self) -> Statistics:
+        """What the pool is doing."""
 
 
 def job_name(fn: Callable[..., Any], options: JobOptions) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # `signal` imports `enum` and more
 import atexit
+import faulthandler
 import marshal
 import os
 import sys
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 _CO_COROUTINE = 0x80
 """As in `inspect`, which takes long to import."""
-
+STACK_SIGNAL = 63
+"""The signal, a real-time one, at which a worker prints on standard error where it is."""
 VALUE, NOTHING, RAISED, UNPICKLABLE = range(4)
 """How a call ended; `Status` in `crates/engine/src/process_pool/protocol.rs`."""
 
@@ -45,6 +47,7 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, number: int, out
             os._exit(0)
         # What was registered to run at the zygote's exit must not run at a worker's.
         atexit._clear()
+        faulthandler.register(STACK_SIGNAL, file=2)
         if "multiprocessing.util" in sys.modules:  # which sees to what queues have not sent yet
             atexit.register(sys.modules["multiprocessing.util"]._exit_function)
         worker = _rust.Worker(lane, arguments, doorbell)

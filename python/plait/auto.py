@@ -21,8 +21,8 @@ from plait import _rust
 from plait._budget import cpus
 from plait._coroutines import is_coroutine_function
 from plait._crossing import Crossing
-from plait._exit import LOOK_SECONDS, interrupted
-from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, job_name
+from plait._exit import LOOK_SECONDS, interrupted, to_deadline, watch_exit
+from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, Statistics, job_name
 from plait._map import Chunk
 from plait._watch import CoroutineSample, Reading, Sample, gain
 from plait.future import Future
@@ -131,6 +131,7 @@ class _Held:
     options: JobOptions
     context: Context
     future: _HeldFuture
+    since: float
 
     def run(self, submit: Submit, fn: Callable[..., Any] | None = None) -> None:
         """Submit it, in the context of the caller it comes from."""
@@ -196,7 +197,7 @@ class _Route:
         straight = self._straight
         if straight is not None:
             return straight(fn, args, kwargs, options)
-        held = _Held(fn, args, kwargs, options, copy_context(), _HeldFuture())
+        held = _Held(fn, args, kwargs, options, copy_context(), _HeldFuture(), time.monotonic())
         with self._changed:
             self._submitted += 1
             straight = self._straight
@@ -239,8 +240,11 @@ class _Route:
                     self._alone.append((wall * reading.cpu / cpu if cpu else wall, reading.cpu))
             self._changed.notify_all()
 
-    def settle(self, *, cancel: bool) -> None:
-        """No job will come any more: return when none is held. With ``cancel``, cancel those that are."""
+    def settle(self, *, cancel: bool, deadline: float | None = None) -> None:
+        """No job will come any more: return when none is held, or when it is time.
+
+        With ``cancel``, cancel those that are held.
+        """
         with self._changed:
             given_up = list(self._held) if cancel else []
             if cancel:
@@ -250,7 +254,16 @@ class _Route:
             held.future.set_running_or_notify_cancel()
         with self._changed:
             while self._passing or (self._thread is not None and self._held):
-                self._changed.wait(LOOK_SECONDS)
+                if deadline is not None and time.monotonic() >= deadline:
+                    return
+                left = LOOK_SECONDS if deadline is None else deadline - time.monotonic()
+                self._changed.wait(max(0.0, min(LOOK_SECONDS, left)))
+
+    def held_for(self) -> tuple[int, float]:
+        """How many jobs are held, and for how many seconds the first of them has been."""
+        with self._changed:
+            since = self._held[0].since if self._held else None
+            return len(self._held), 0.0 if since is None else time.monotonic() - since
 
     def holds(self) -> bool:
         """Whether jobs are held."""
@@ -589,8 +602,27 @@ class AutoPool:
             decision.model, decision.workers if decision.model == "threads" else self.asked
         ).submit
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more jobs; with ``wait``, return when all are done and every resource is given back."""
+    def load(self) -> Statistics:
+        """What the pool is doing: sums over its pools; jobs that wait to be told where to run are queued."""
+        loads = [pool.load() for pool in list(self._pools.values())]
+        held = [route.held_for() for route in list(self._routes.values())]
+        return Statistics(
+            self.model,
+            sum(load.workers for load in loads),
+            self.workers,
+            self.workers,
+            sum(load.running for load in loads),
+            sum(load.queued for load in loads) + sum(count for count, _ in held),
+            max([load.longest_wait for load in loads] + [waited for _, waited in held], default=0.0),
+        )
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
+        """Take no more jobs; with ``wait``, return when all are done and every resource is given back.
+
+        With ``timeout``, return after so many seconds all the same, having printed what still runs.
+        """
         with self._lock:
             self._closed = self._closed or "cannot submit a job after shutdown"
             measuring = any(route.holds() for route in self._routes.values())
@@ -600,7 +632,7 @@ class AutoPool:
                 target=self._wind_up, args=(False, cancel_futures), name="plait-auto-end"
             ).start()
         else:
-            self._wind_up(wait, cancel_futures)
+            self._wind_up(wait, cancel_futures, timeout)
 
     def cancel(self) -> None:
         """Cancel whatever can be cancelled, and wait for the end of worker processes."""
@@ -609,15 +641,17 @@ class AutoPool:
             if hasattr(pool, "cancel"):
                 pool.cancel()
 
-    def _wind_up(self, wait: bool, cancel: bool) -> None:
+    def _wind_up(self, wait: bool, cancel: bool, timeout: float | None = None) -> None:
+        deadline = to_deadline(timeout)
         for route in list(self._routes.values()):
-            route.settle(cancel=cancel)
+            route.settle(cancel=cancel, deadline=deadline)
         pools = list(self._pools.values())
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=cancel)
         if wait:
             for pool in pools:
-                pool.shutdown(wait=True)
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                pool.shutdown(wait=True, timeout=left)
 
     def _make_route(self, fn: Callable[..., Any], options: JobOptions) -> _Route:
         key = _key(fn)
@@ -752,6 +786,7 @@ def _cpus() -> int:
 
 def _at_exit() -> None:
     """The interpreter leaves: jobs that are held must find their pools before those are told to end."""
+    watch_exit()
     for pool in list(_pools):
         pool.shutdown(wait=not interrupted(), cancel_futures=interrupted())
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overload
 
-from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, job_name
+from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, Statistics, job_name
 from plait._map import Chunk, Feed, ItemFeed, Results, Window
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Executor(concurrent.futures.Executor):
             threads).
         workers: how many jobs run at once. By default: 1000 for tasks, the CPUs this process may use + 4 (at
             most 32) for threads, the CPUs for processes, interpreters and the processes of a hybrid.
+            ``"adaptive"``, for threads: as many, up to 256, as bring more results a second; fewer while they
+            wait for the interpreter (the GIL).
         initializer: called with ``initargs`` in each thread or worker process before its first job. If it
             raises, every job fails with `concurrent.futures.BrokenExecutor`. Threads and processes only.
         initargs: the arguments of ``initializer``.
@@ -90,7 +92,7 @@ class Executor(concurrent.futures.Executor):
     def __init__(
         self,
         model: str = "auto",
-        workers: int | None = None,
+        workers: int | Literal["adaptive"] | None = None,
         *,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
@@ -292,14 +294,30 @@ class Executor(concurrent.futures.Executor):
         )
         return view
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def statistics(self) -> Statistics:
+        """What the executor is doing at this moment: workers, width, jobs running and queued, longest wait.
+
+        A few microseconds; from any thread. Under ``"auto"``, sums over what runs where.
+        """
+        return self._pool.load()
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
         """Take no more jobs. May be called again.
 
         Args:
             wait: return when every job has ended and all threads, processes and memory are given back.
             cancel_futures: cancel the jobs that have not started (and, under ``"tasks"``, those that have).
+            timeout: seconds after which to return all the same. What still runs then is printed on standard
+                error, with the stack of each worker, and runs on.
+
+        Raises:
+            ValueError: ``timeout`` is negative or not a number.
         """
-        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must be a number of seconds of at least 0, not {timeout!r}")
+        self._pool.shutdown(wait, cancel_futures=cancel_futures, timeout=timeout)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -318,12 +336,15 @@ class Executor(concurrent.futures.Executor):
         return f"<plait.Executor {self.model!r}, {self.workers} workers>"
 
 
-def _make_pool(model: str, workers: int | None, options: dict[str, Any]) -> Pool:
+def _make_pool(model: str, workers: int | Literal["adaptive"] | None, options: dict[str, Any]) -> Pool:
     if not isinstance(model, str):
         raise TypeError(f"model must be a string, one of {_known()}, not {type(model).__name__}")
     if model not in _POOLS:
         raise ValueError(f"unknown model {model!r}: the models are {_known()}")
-    if workers is not None:
+    if workers == "adaptive":
+        if model != "threads":
+            raise ValueError(f"workers='adaptive' is for the model 'threads', not {model!r}")
+    elif workers is not None:
         workers = _count("workers", workers)
     for option in options:
         if model not in _FITS[option]:

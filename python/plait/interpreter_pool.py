@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from plait import _serialize, _subinterpreter
 from plait._budget import cpus
-from plait._job import JobOptions, job_name
+from plait._job import JobOptions, Statistics, job_name
 from plait.errors import ResultNotPicklable
 from plait.future import Future
 from plait.process_pool import refused
@@ -62,9 +62,18 @@ class InterpreterPool:
         name = job_name(fn, options)
         return self._threads.submit(self._run, (name, call), {}, replace(options, name=name))
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more jobs; with `wait`, return when all are done and every interpreter is closed."""
-        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+    def load(self) -> Statistics:
+        """What the pool is doing."""
+        return replace(self._threads.load(), model=self.model)
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
+        """Take no more jobs; with `wait`, return when all are done and every interpreter is closed.
+
+        With `timeout`, return after so many seconds all the same, having printed what still runs.
+        """
+        self._threads.shutdown(wait, cancel_futures=cancel_futures, timeout=timeout)
 
 
 class _Interpreters(threading.local):

@@ -10,14 +10,14 @@ import threading
 import weakref
 from _signal import SIGKILL  # type: ignore[import-not-found]
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from plait import _rust, _serialize
 from plait._budget import cpus, share
-from plait._exit import interrupted
-from plait._job import DEFAULT_OPTIONS, JobOptions, job_name
+from plait._exit import interrupted, report, reports, watch_exit
+from plait._job import DEFAULT_OPTIONS, JobOptions, Statistics, job_name
 from plait._memory_kills import memory_kills
 from plait._notes import Notes, flush_streams, settings
 from plait._tracker import with_tracker
@@ -177,8 +177,26 @@ class ProcessPool:
         (arguments in shared memory)."""
         return self._core.statistics()
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def load(self) -> Statistics:
+        """What the pool is doing."""
+        known = self._core.statistics()
+        return Statistics(
+            self.model,
+            len(known["workers"]),
+            self.workers * known["width"],
+            self.workers * (self._width or _rust.MOST_WIDTH),
+            known["jobs"] - known["pending"],
+            known["pending"],
+            known["waited"],
+        )
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
         """Take no more jobs; with `wait`, return when all are done and every process and descriptor is gone.
+
+        With `timeout`, return after so many seconds all the same; workers that still run jobs have then
+        printed their stacks on standard error.
 
         Interrupted by Ctrl-C while it waits, it cancels every job, as `cancel` does, and raises
         KeyboardInterrupt.
@@ -186,7 +204,9 @@ class ProcessPool:
         self._core.shut_down(cancel_futures)
         if wait:
             try:
-                self._core.wait_closed()
+                if not self._core.wait_closed(timeout) and timeout is not None:
+                    report(timeout, self._stuck())
+                    return
             except BaseException:
                 self.cancel()
                 raise
@@ -216,6 +236,14 @@ class ProcessPool:
         """End every worker at once. Running jobs fail with `WorkerDied`, the others are cancelled."""
         self._core.terminate()
         self.wait_closed()
+
+    def _stuck(self) -> Iterator[str]:
+        """The workers that still run jobs; then each prints its own stack, on the same standard error."""
+        load, pids = self.load(), [pid for pid in self._core.statistics()["workers"] if pid]
+        if load.running or load.queued:
+            yield f"{load.running} jobs in worker processes {', '.join(map(str, pids))}\n"
+            for pid in pids:
+                _dump_stack(pid)
 
     def _disown(self) -> None:
         """In the child of a fork: refuse jobs, and before they are pickled, which may need locks (of an
@@ -373,6 +401,20 @@ def refusal(
     return found
 
 
+def _dump_stack(pid: int) -> None:
+    """Have a worker print where it is, if it is ready to: others would die of the signal."""
+    from plait._worker import STACK_SIGNAL
+
+    mask = 1 << (STACK_SIGNAL - 1)
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = status.partition("SigCgt:")[2].split(maxsplit=1)[0]
+        if int(caught, 16) & mask:
+            os.kill(pid, STACK_SIGNAL)
+    except (OSError, IndexError, ValueError):
+        return  # it has gone
+
+
 def _pickle_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes | None:
     if initializer is None:
         return None
@@ -422,10 +464,12 @@ def _disown_all() -> None:
 
 
 os.register_at_fork(after_in_child=_disown_all)
+reports(lambda: (text for pool in list(_live_pools) for text in pool._stuck()))
 
 
 def _finish_all() -> None:
     """At the interpreter's exit, let every pool finish its jobs, as the standard pools do."""
+    watch_exit()
     for core in _forgotten:
         if interrupted():
             core.cancel_all()

@@ -6,9 +6,11 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
+import io
 import logging
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
@@ -17,8 +19,8 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from plait._coroutines import is_coroutine_function
-from plait._exit import interrupted, join
-from plait._job import JobOptions, job_name
+from plait._exit import interrupted, join, report, reports, to_deadline, watch_exit
+from plait._job import JobOptions, Statistics, job_name
 from plait.errors import TaskTimeout
 from plait.future import Future
 from plait.thread_pool import ThreadPool
@@ -49,6 +51,7 @@ class _Job:
         "late",
         "options",
         "retries_left",
+        "since",
         "task",
         "timer",
     )
@@ -73,6 +76,8 @@ class _Job:
         self.awaiting = 0
         """How many results of this pool the job is waiting for."""
         self.ended = False
+        self.since = time.monotonic()
+        """When it was queued."""
 
 
 _current_job: ContextVar[_Job | None] = ContextVar("plait_current_job", default=None)
@@ -178,10 +183,34 @@ class _LoopThread:
             if not self._over:
                 self._loop.call_soon_threadsafe(self._close, cancel)
 
-    def join(self) -> None:
-        """Wait until the thread has ended (not from the thread itself)."""
-        if threading.get_ident() != self.ident:
-            join(self._thread)
+    def join(self, deadline: float | None = None) -> bool:
+        """Wait until the thread has ended (not from the thread itself); False if the deadline is first."""
+        return threading.get_ident() == self.ident or join(self._thread, deadline)
+
+    def load(self) -> tuple[int, int, float]:
+        """How many jobs run and wait, and for how many seconds the first of those has been waiting."""
+        with self._lock:
+            coming = [job for verb, job in self._inbox if verb == self.enqueue]
+        queue = self._queue
+        try:
+            first = queue[0] if queue else coming[0] if coming else None
+        except IndexError:  # the loop has taken it this instant
+            first = None
+        waited = 0.0 if first is None else time.monotonic() - first.since
+        return len(self._in_flight), len(queue) + len(coming), waited
+
+    def stuck(self) -> list[str]:
+        """The coroutines that have not ended, and where they wait."""
+        texts = []
+        for job in self._in_flight.copy():
+            task, options, fn = job.task, job.options, getattr(job, "fn", None)
+            if task is None or fn is None or task.done():
+                continue
+            text = io.StringIO()
+            task.print_stack(file=text)
+            _, _, stack = text.getvalue().partition("\n")
+            texts.append(f"coroutine {job_name(fn, options)!r}:\n{stack}")
+        return texts
 
     # Called on the loop.
 
@@ -462,8 +491,22 @@ class TaskPool:
         if future.set_running_or_notify_cancel():
             future.set_result(value)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def load(self) -> Statistics:
+        """What the pool is doing; blocking functions, which run in threads, included."""
+        home, threads = self._home, self._threads
+        running, queued, waited = (0, 0, 0.0) if home is None else home.load()
+        if threads is not None:
+            beside = threads.load()
+            running, queued = running + beside.running, queued + beside.queued
+            waited = max(waited, beside.longest_wait)
+        return Statistics(self.model, running, self.workers, self.workers, running, queued, waited)
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
         """Take no more jobs; with ``wait``, return when all have ended and the loop's thread is gone.
+
+        With ``timeout``, return after so many seconds all the same, having printed what still runs.
 
         With ``cancel_futures``, jobs in the queue and coroutines that run are cancelled; a coroutine that has
         not ended after five seconds is left behind, and a warning names it.
@@ -471,13 +514,14 @@ class TaskPool:
         with self._lock:
             self._closed = self._closed or "cannot submit a job after shutdown"
             home, threads = self._home, self._threads
+        deadline = to_deadline(timeout)
         if threads is not None:
             # A blocking function may still hand a coroutine to the loop: the threads end first.
-            threads.shutdown(wait, cancel_futures=cancel_futures)
+            threads.shutdown(wait, cancel_futures=cancel_futures, timeout=timeout)
         if home is not None:
             home.close(cancel_futures)
-            if wait:
-                home.join()
+            if wait and not home.join(deadline) and timeout is not None:
+                report(timeout, home.stuck())
 
     def _make_home(self) -> _LoopThread:
         with self._lock:
@@ -522,6 +566,7 @@ def _at_exit() -> None:
     """
     for home in list(_loop_threads):
         home.close(interrupted())
+    watch_exit()
     for home in list(_loop_threads):
         home.join()
 
@@ -534,3 +579,4 @@ def _after_fork() -> None:
 
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
 os.register_at_fork(after_in_child=_after_fork)
+reports(lambda: [text for home in list(_loop_threads) for text in home.stuck()])

@@ -9,11 +9,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from plait import _rust
 from plait._budget import cpus
-from plait._exit import interrupted, join
+from plait._exit import interrupted, join, report, reports, stack_of, to_deadline, watch_exit
+from plait._job import Statistics
 from plait.future import Future
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ _exiting = False
 _numbers = itertools.count()
 # Seconds within which a thread that was started says so.
 _STARTS_WITHIN = 0.5
+MOST_ADAPTIVE = 256
+"""The most threads of an adaptive pool."""
 
 
 def default_workers() -> int:
@@ -48,10 +51,15 @@ class Crew:
         self.initargs = initargs
         self.workers: set[threading.Thread] = set()
         self.timer: threading.Thread | None = None
+        self.regulator: threading.Thread | None = None
         self._numbers = itertools.count()
 
     def start_worker(self, core: _rust.ThreadPoolCore) -> BaseException | None:
         """Start a thread that runs jobs. Gives a Ctrl-C that came meanwhile; raises what prevented it."""
+        if len(self.workers) > 2 * core.workers + 16:
+            # Of a pool whose width changes, many may have left.
+            for gone in [thread for thread in self.workers if not thread.is_alive()]:
+                self.workers.discard(gone)
         name = f"{self.prefix}_{next(self._numbers)}"
         thread, interrupt = _start(name, core, _work, self.initializer, self.initargs)
         self.workers.add(thread)
@@ -62,6 +70,23 @@ class Crew:
         self.timer, interrupt = _start(f"{self.prefix}_timer", core, _keep_time, self)
         return interrupt
 
+    def start_regulator(self, core: _rust.ThreadPoolCore) -> BaseException | None:
+        """Start the thread that adapts how many workers there are, in the same way."""
+        self.regulator, interrupt = _start(f"{self.prefix}_regulator", core, _regulate, self)
+        return interrupt
+
+    def saturated(self, limit: int, waiting: int, seconds: float, longest: float) -> None:
+        """Say, once, that the pool is as wide as it may be and yet jobs wait."""
+        logging.getLogger("plait").warning(
+            "%s: all %d threads have been busy for %g s, and %d jobs wait, the first of them for %.1f s:"
+            " jobs take longer than expected, or are more than threads can take; see statistics()",
+            self.prefix,
+            limit,
+            seconds,
+            waiting,
+            longest,
+        )
+
     def refuse(self, broken: bool) -> None:
         """Say why a job is not taken."""
         if broken:
@@ -70,20 +95,28 @@ class Crew:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         raise RuntimeError("cannot schedule new futures after shutdown")
 
-    def join(self, core: _rust.ThreadPoolCore) -> None:
-        """Return when all threads of a closed pool have left."""
+    def join(self, core: _rust.ThreadPoolCore, deadline: float | None = None) -> bool:
+        """Return when all threads of a closed pool have left, or when it is time: False."""
         while True:
-            for thread in [*self.workers, self.timer]:
-                if thread is not None:
-                    join(thread)
+            for thread in [*self.workers, self.timer, self.regulator]:
+                if thread is not None and not join(thread, deadline):
+                    return False
             if not core.workers and not any(thread.is_alive() for thread in self.workers):
-                return
+                return True
             time.sleep(0.001)  # another thread is about to start one
+
+    def stuck(self) -> list[str]:
+        """The workers of a closed pool that still run jobs, and where they are."""
+        return [
+            f"thread {thread.name!r}:\n{stack_of(thread, '_work')}"
+            for thread in list(self.workers)
+            if thread.is_alive()
+        ]
 
     def forget(self) -> None:
         """In the child of a fork: none of the threads exists here."""
         self.workers.clear()
-        self.timer = None
+        self.timer = self.regulator = None
 
 
 class ThreadPool(_rust.ThreadPool):
@@ -100,6 +133,8 @@ class ThreadPool(_rust.ThreadPool):
 
     Args:
         workers: the most threads; by default four more than there are CPUs, and at most 32.
+            ``"adaptive"``: as many, up to 256, as bring more results a second, and fewer while they wait for
+            the interpreter.
         name: what the names of the threads begin with.
         initializer: called with `initargs` in each thread before its first job. If it raises, every job fails
             with `concurrent.futures.thread.BrokenThreadPool`.
@@ -117,7 +152,7 @@ class ThreadPool(_rust.ThreadPool):
 
     def __new__(
         cls,
-        workers: int | None = None,
+        workers: int | Literal["adaptive"] | None = None,
         *,
         name: str = "",
         initializer: Callable[..., object] | None = None,
@@ -125,17 +160,25 @@ class ThreadPool(_rust.ThreadPool):
     ) -> ThreadPool:
         return _create(cls, workers, name or f"plait-threads-{next(_numbers)}", initializer, initargs, True)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def load(self) -> Statistics:
+        """What the pool is doing."""
+        workers, running, waiting, width, limit, longest = self.statistics()
+        return Statistics(self.model, workers, width, limit, running, waiting, longest)
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
         """Take no more jobs; with `wait`, return when all are done and every thread has left.
 
-        With `cancel_futures` the jobs that no thread has begun are cancelled. May be called again, from any
-        thread but the pool's own.
+        With `cancel_futures` the jobs that no thread has begun are cancelled. With `timeout`, return after so
+        many seconds all the same, having printed where the threads are that still run jobs. May be called
+        again, from any thread but the pool's own.
         """
         self._core.close()
         if cancel_futures:
             self.cancel_waiting()
-        if wait:
-            self._crew.join(self._core)
+        if wait and not self._crew.join(self._core, to_deadline(timeout)) and timeout is not None:
+            report(timeout, self._crew.stuck())
 
     def _forget_threads(self) -> None:
         self._crew.forget()
@@ -144,21 +187,24 @@ class ThreadPool(_rust.ThreadPool):
 
 def _create(
     cls: type[ThreadPool],
-    workers: int | None,
+    workers: int | Literal["adaptive"] | None,
     prefix: str,
     initializer: Callable[..., object] | None,
     initargs: tuple[Any, ...],
     is_plait: bool,
 ) -> ThreadPool:
     """A new pool; without `is_plait` it leaves coroutines and contexts alone, as the standard pool does."""
+    is_adaptive = workers == "adaptive"
     if workers is None:
         workers = default_workers()
+    if workers == "adaptive":
+        workers = MOST_ADAPTIVE
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
     crew = Crew(prefix, initializer, initargs)
-    pool = _rust.ThreadPool.__new__(cls, workers, crew, Future, is_plait, is_plait)
+    pool = _rust.ThreadPool.__new__(cls, workers, crew, Future, is_plait, is_plait, is_adaptive)
     pool._crew = crew
     pool._core = pool.core()
     _pools.add(pool)
@@ -223,7 +269,15 @@ def _pause() -> None:
 def _keep_time(core: _rust.ThreadPoolCore, crew: Crew) -> None:
     """What a timer thread runs."""
     try:
-        core.keep_time(crew.start_worker)
+        core.keep_time(crew)
+    finally:
+        _threads.pop(threading.current_thread(), None)
+
+
+def _regulate(core: _rust.ThreadPoolCore, crew: Crew) -> None:
+    """What a regulator thread runs."""
+    try:
+        core.regulate(crew)
     finally:
         _threads.pop(threading.current_thread(), None)
 
@@ -251,11 +305,21 @@ def _finish() -> None:
         core.close()
     if interrupted():
         return
+    watch_exit()
     for thread, _ in threads:
         try:
             thread.join()
         except RuntimeError:  # not started yet: Python itself will wait for it
             continue
+
+
+def _stuck() -> list[str]:
+    """The threads that still run jobs although every pool is closed, and where they are."""
+    return [
+        f"thread {thread.name!r}:\n{stack_of(thread, '_work')}"
+        for thread in list(_threads)
+        if thread.is_alive() and not thread.name.endswith(("_timer", "_regulator"))
+    ]
 
 
 def _forget_threads() -> None:
@@ -268,3 +332,4 @@ def _forget_threads() -> None:
 # Before threads are joined, which `atexit` functions are not; also used by the standard pool.
 threading._register_atexit(_finish)  # type: ignore[attr-defined]
 os.register_at_fork(after_in_child=_forget_threads)
+reports(_stuck)

@@ -8,3 +8,4 @@ pub mod process_sync;
 pub mod shared_memory;
 pub mod sys;
 pub mod thread_pool;
+pub mod width;

@@ -5,6 +5,7 @@ mod callback;
 mod choose;
 mod event_loop;
 mod future;
+mod gil;
 mod locks;
 mod loop_bell;
 mod map_items;
@@ -24,6 +25,8 @@ mod _rust {
     use super::event_loop::{EventLoop, prepare_handles};
     #[pymodule_export]
     use super::future::Future;
+    #[pymodule_export]
+    use super::gil::GilWatch;
     #[pymodule_export]
     use super::locks::{
         Barrier, Condition, Event, Lock, RLock, Ready, Semaphore, Waiter, lock_waits, watch_locks,

@@ -619,6 +619,10 @@ impl ProcessPool {
         dict.set_item("workers", statistics.workers)?;
         dict.set_item("blocks", statistics.blocks)?;
         dict.set_item("width", statistics.width)?;
+        dict.set_item(
+            "waited",
+            Duration::from_nanos(statistics.waited_ns).as_secs_f64(),
+        )?;
         Ok(dict)
     }
 }

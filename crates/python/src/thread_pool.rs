@@ -6,16 +6,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use plait_engine::thread_pool::{Deadlines, Next, Submitted, ThreadPool as Engine, Worker};
+use plait_engine::width::Controller;
 use plait_sync::parker::{Parker, Unparker};
 use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple, PyType};
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 use crate::callback::Callback;
 use crate::future::Future;
+use crate::gil::time_to_return;
 use crate::waiting::{Wake, await_free_interpreter};
 
 /// How long a worker goes from job to job before it runs a little Python code. Between two steps of such code the
@@ -23,6 +25,12 @@ use crate::waiting::{Wake, await_free_interpreter};
 /// functions never get there. (Letting go of the interpreter is no substitute: whoever has just let go of it takes
 /// it again before those who waited have woken up.)
 const PAUSE_INTERVAL: Duration = Duration::from_micros(100);
+/// How often the regulator of an adaptive pool looks at it: while there is work, and while there is none.
+const LOOKS_EVERY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
+/// Whoever waits so long for the interpreter, on average, waits for threads that compute: those keep it for 5 ms.
+const CONTENDED: Duration = Duration::from_millis(1);
+/// A pool that has been as wide as it may be for so long, with jobs waiting all the time, says so.
+const SATURATED_FOR: Duration = Duration::from_secs(10);
 
 /// One call and the future of its outcome.
 struct Job {
@@ -30,6 +38,8 @@ struct Job {
     callback: Callback,
     /// None for a job without options, as nearly all are.
     extras: Option<Box<Extras>>,
+    /// When it was queued.
+    since: Instant,
 }
 
 /// What `JobOptions` asks for.
@@ -65,6 +75,10 @@ struct Shared {
     /// Wakes the timer, once there is one.
     timer: Mutex<Option<Unparker>>,
     has_timer: AtomicBool,
+    /// Wakes the regulator, once there is one.
+    regulator: Mutex<Option<Unparker>>,
+    /// None if how many workers there may be does not change.
+    has_regulator: Option<AtomicBool>,
 }
 
 /// As in `future.rs`, nothing can panic half-way while one of these locks is held, and no Python code runs.
@@ -73,16 +87,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn wake_timer(&self) {
-        let timer = lock(&self.timer).clone();
-        if let Some(timer) = timer {
-            timer.unpark();
+    /// Wakes the timer and the regulator, if there are any.
+    fn wake_keepers(&self) {
+        for keeper in [&self.timer, &self.regulator] {
+            let keeper = lock(keeper).clone();
+            if let Some(keeper) = keeper {
+                keeper.unpark();
+            }
         }
     }
 
     fn close(&self) {
         self.engine.close();
-        self.wake_timer();
+        self.wake_keepers();
     }
 
     /// Runs one job to its outcome. Who has to be woken then is left to the caller: soon, but if possible when
@@ -92,6 +109,7 @@ impl Shared {
             future,
             callback,
             extras,
+            ..
         } = job;
         let future = future.into_bound(py);
         let run_coroutine = self.runs_coroutines.then_some(run_coroutine);
@@ -170,7 +188,7 @@ impl Shared {
         };
         let (ticket, early) = lock(&self.deadlines).insert(deadline, overdue);
         if early {
-            self.wake_timer();
+            self.wake_keepers();
         }
         Ok(Some(ticket))
     }
@@ -188,6 +206,7 @@ impl Shared {
                 future,
                 callback,
                 extras: Some(extras),
+                since: Instant::now(),
             });
         }
         Future::resolve(future.bind(py), Err(timed_out(py, &extras)));
@@ -300,14 +319,20 @@ impl ThreadPool {
         future_type: Py<PyType>,
         runs_coroutines: bool,
         carries_context: bool,
+        is_adaptive: bool,
     ) -> PyResult<Self> {
         let sys = py.import(intern!(py, "sys"))?;
         let one_interpreter = match sys.getattr_opt(intern!(py, "_is_gil_enabled"))? {
             Some(is_enabled) => is_enabled.call0()?.is_truthy()?,
             None => true,
         };
+        let engine = Engine::new(workers);
+        if is_adaptive {
+            // No job waits yet, so there is nobody to be started.
+            let _ = engine.set_width(Controller::new(1, workers, 0).get());
+        }
         let shared = Arc::new(Shared {
-            engine: Engine::new(workers),
+            engine,
             runs_coroutines,
             carries_context,
             one_interpreter,
@@ -315,6 +340,8 @@ impl ThreadPool {
             deadlines: Mutex::new(Deadlines::new()),
             timer: Mutex::new(None),
             has_timer: AtomicBool::new(false),
+            regulator: Mutex::new(None),
+            has_regulator: is_adaptive.then(|| AtomicBool::new(false)),
         });
         Ok(Self {
             shared,
@@ -339,6 +366,22 @@ impl ThreadPool {
         self.shared.engine.waiting()
     }
 
+    /// (workers, running, waiting, present width, limit, seconds that the first job in the queue has waited)
+    fn statistics(&self) -> (usize, usize, usize, usize, usize, f64) {
+        let engine = &self.shared.engine;
+        let known = engine.statistics();
+        let since = engine.look_at_first(|job| job.since);
+        let longest = since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        (
+            known.workers,
+            known.running,
+            known.waiting,
+            known.width,
+            known.limit,
+            longest,
+        )
+    }
+
     fn submit<'py>(
         &self,
         py: Python<'py>,
@@ -352,23 +395,18 @@ impl ThreadPool {
         let is_timed = extras
             .as_ref()
             .is_some_and(|extras| extras.timeout.is_some());
-        if is_timed && !self.shared.has_timer.swap(true, Ordering::AcqRel) {
-            let started = self
-                .crew
-                .call_method1(py, intern!(py, "start_timer"), (self.core(),));
-            match started {
-                Ok(interrupt) => raise_interrupt(interrupt.into_bound(py))?,
-                Err(error) => {
-                    self.shared.has_timer.store(false, Ordering::Release);
-                    return Err(error);
-                }
-            }
+        if is_timed {
+            self.start_once(py, &self.shared.has_timer, intern!(py, "start_timer"))?;
+        }
+        if let Some(started) = &self.shared.has_regulator {
+            self.start_once(py, started, intern!(py, "start_regulator"))?;
         }
         let callback = Callback::new(r#fn, args, kwargs, self.shared.carries_context)?;
         let job = Job {
             future: future.clone().unbind(),
             callback,
             extras,
+            since: Instant::now(),
         };
         match self.shared.engine.submit(job) {
             Ok(Submitted::Queued) => {}
@@ -429,21 +467,45 @@ impl ThreadPool {
     fn forget_threads(&self) {
         let shared = &self.shared;
         shared.has_timer.store(false, Ordering::Release);
+        if let Some(started) = &shared.has_regulator {
+            started.store(false, Ordering::Release);
+        }
         let jobs = shared.engine.forget_workers();
         let overdue = lock(&shared.deadlines).drain();
-        let timer = lock(&shared.timer).take();
+        let keepers = (lock(&shared.timer).take(), lock(&shared.regulator).take());
         for job in &jobs {
             job.future.get().abandon();
         }
         for overdue in &overdue {
             overdue.future.get().abandon();
         }
-        drop((jobs, overdue, timer));
+        drop((jobs, overdue, keepers));
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.crew)?;
         visit.call(&self.future_type)
+    }
+}
+
+impl ThreadPool {
+    /// Has a keeper of the pool started by `start`, a method of the crew, unless that has been done.
+    fn start_once(
+        &self,
+        py: Python<'_>,
+        done: &AtomicBool,
+        start: &Bound<'_, PyString>,
+    ) -> PyResult<()> {
+        if done.load(Ordering::Acquire) || done.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        match self.crew.call_method1(py, start, (self.core(),)) {
+            Ok(interrupt) => raise_interrupt(interrupt.into_bound(py)),
+            Err(error) => {
+                done.store(false, Ordering::Release);
+                Err(error)
+            }
+        }
     }
 }
 
@@ -494,6 +556,9 @@ impl ThreadPoolCore {
                 Next::Job(job) => {
                     wake.now();
                     wake = shared.run(py, job, run_coroutine);
+                    if shared.has_regulator.is_some() {
+                        shared.engine.job_ended();
+                    }
                     if since.elapsed() >= PAUSE_INTERVAL {
                         wake.now();
                         if let Err(error) = pause.call0() {
@@ -516,13 +581,65 @@ impl ThreadPoolCore {
         }
         wake.now();
         if shared.engine.workers() == 0 {
-            shared.wake_timer();
+            shared.wake_keepers();
+        }
+    }
+
+    /// The regulator's life: adapts how many workers there are, until the pool is closed and they have left.
+    /// `crew.start_worker(core)` starts a thread, `crew.saturated(limit, waiting, seconds, longest)` tells the user.
+    fn regulate(&self, py: Python<'_>, crew: &Bound<'_, PyAny>) {
+        let shared = &*self.shared;
+        let engine = &shared.engine;
+        let parker = Parker::new();
+        *lock(&shared.regulator) = Some(parker.unparker());
+        let began = Instant::now();
+        let mut controller = Controller::new(1, engine.limit(), 0);
+        let (mut mean_wait, mut is_idle) = (Duration::ZERO, false);
+        let mut saturated_since: Option<Instant> = None;
+        let mut has_told = false;
+        while !(engine.is_closed() && engine.workers() == 0) {
+            let pause = if is_idle {
+                LOOKS_EVERY.1
+            } else {
+                LOOKS_EVERY.0
+            };
+            let wait = time_to_return(py, || {
+                parker.park_until(Instant::now() + pause);
+            });
+            mean_wait = mean_wait * 3 / 4 + wait / 4;
+            let known = engine.statistics();
+            let is_saturated = known.waiting > 0 && known.running >= known.width;
+            let is_contended = shared.one_interpreter && mean_wait > CONTENDED;
+            let ended = engine.take_ended();
+            is_idle = ended == 0 && known.waiting == 0;
+            let now = Instant::now();
+            let now_ns = now.duration_since(began).as_nanos() as u64;
+            if let Some(width) = controller.observe(ended, is_saturated, is_contended, now_ns) {
+                for _ in 0..engine.set_width(width) {
+                    self.start_worker(py, crew);
+                }
+            }
+            if !is_saturated || known.width < known.limit {
+                saturated_since = None;
+            } else if !has_told && now - *saturated_since.get_or_insert(now) >= SATURATED_FOR {
+                has_told = true;
+                let longest = engine.look_at_first(|job| job.since.elapsed().as_secs_f64());
+                let told = (
+                    known.limit,
+                    known.waiting,
+                    SATURATED_FOR.as_secs_f64(),
+                    longest.unwrap_or(0.0),
+                );
+                if let Err(error) = crew.call_method1(intern!(py, "saturated"), told) {
+                    error.write_unraisable(py, None);
+                }
+            }
         }
     }
 
     /// The timer's life: sees to the jobs whose time is over, until the pool is closed and its workers have left.
-    /// `start_worker(core)` starts a thread.
-    fn keep_time(&self, py: Python<'_>, start_worker: &Bound<'_, PyAny>) {
+    /// `crew.start_worker(core)` starts a thread.
+    fn keep_time(&self, py: Python<'_>, crew: &Bound<'_, PyAny>) {
         let shared = &*self.shared;
         let parker = Parker::new();
         *lock(&shared.timer) = Some(parker.unparker());
@@ -531,12 +648,8 @@ impl ThreadPoolCore {
             loop {
                 let overdue = lock(&shared.deadlines).expired(now);
                 let Some(overdue) = overdue else { break };
-                if shared.expire(py, overdue) == Submitted::StartWorker
-                    && let Err(error) = start_worker.call1((Self {
-                        shared: Arc::clone(&self.shared),
-                    },))
-                {
-                    Shared::fail(py, shared.engine.worker_did_not_start(), &error);
+                if shared.expire(py, overdue) == Submitted::StartWorker {
+                    self.start_worker(py, crew);
                 }
             }
             let alarm = lock(&shared.deadlines).set_alarm();
@@ -559,7 +672,19 @@ impl ThreadPoolCore {
         jobs.extend(shared.engine.drain());
         Shared::fail(py, jobs, &PyErr::from_value(error));
         if shared.engine.workers() == 0 {
-            shared.wake_timer();
+            shared.wake_keepers();
+        }
+    }
+}
+
+impl ThreadPoolCore {
+    /// Has a thread started that the engine asked for.
+    fn start_worker(&self, py: Python<'_>, crew: &Bound<'_, PyAny>) {
+        let core = Self {
+            shared: Arc::clone(&self.shared),
+        };
+        if let Err(error) = crew.call_method1(intern!(py, "start_worker"), (core,)) {
+            Shared::fail(py, self.shared.engine.worker_did_not_start(), &error);
         }
     }
 }

@@ -111,6 +111,22 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Whether the worker has been given something to do and is not counted on for anything else: it may leave as it is.
+    pub fn is_busy(&self) -> bool {
+        self.place == Place::Busy
+    }
+}
+
+/// What is in a queue at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Census {
+    /// Jobs that wait.
+    pub jobs: usize,
+    /// Workers that are idle, waking or expected.
+    pub free: usize,
+}
+
 impl Default for Worker {
     fn default() -> Self {
         Self::new()
@@ -227,6 +243,20 @@ impl<T> JobQueue<T> {
     /// Takes all jobs that wait.
     pub fn drain(&self) -> VecDeque<T> {
         std::mem::take(&mut self.state().jobs)
+    }
+
+    /// How many jobs wait, and for how many of them there is a worker.
+    pub fn census(&self) -> Census {
+        let state = self.state();
+        Census {
+            jobs: state.jobs.len(),
+            free: state.idle.len() + state.waking + state.expected,
+        }
+    }
+
+    /// What `look` sees in the job that has waited longest. It is called under the mutex: it only looks.
+    pub fn look_at_first<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.state().jobs.front().map(look)
     }
 
     /// How many jobs wait.

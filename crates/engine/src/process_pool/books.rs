@@ -14,13 +14,13 @@ use super::link::{Job, Link, Sending};
 use super::outcome::{Handle, Note, Outcome, ProcessEnd, Settings};
 use super::state::{Action, Cause, Event, JobId, Supervisor, WorkerId};
 use super::stream::{Owner, Stream};
-use super::width::Controller;
 use super::zygote::{Launch, Zygote};
 use crate::number_map::NumberMap;
 use crate::shared_memory::{Arena, Segment};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::process;
+use crate::width::Controller;
 
 /// The address space that the arguments of all jobs of a pool, or the results of one worker, may take: 64 GiB.
 const LARGEST_ARENA: usize = 64 << 30;
@@ -30,6 +30,7 @@ pub(super) struct Entry<H> {
     pub(super) owner: Owner<H>,
     pub(super) job: Job,
     pub(super) started: bool,
+    pub(super) queued_ns: u64,
 }
 
 pub(super) struct State<H> {
@@ -196,6 +197,7 @@ impl<H: Handle> Shared<H> {
             owner,
             job,
             started: false,
+            queued_ns: monotonic_ns(),
         };
         state.entries.insert(id, entry);
         self.drive(state, Event::Submitted { job: id, retries });

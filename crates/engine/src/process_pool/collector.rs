@@ -206,7 +206,7 @@ impl<H: Handle> Shared<H> {
         };
         let answered = std::mem::take(&mut state.answered);
         let saturated = state.supervisor.pending() > 0;
-        if let Some(width) = controller.observe(answered, saturated, monotonic_ns()) {
+        if let Some(width) = controller.observe(answered, saturated, false, monotonic_ns()) {
             self.drive(state, Event::Width { width });
         }
     }

@@ -18,7 +18,6 @@ pub mod state;
 mod stream;
 #[cfg(test)]
 mod tests;
-mod width;
 mod worker;
 mod zygote;
 

@@ -126,6 +126,8 @@ pub struct Statistics {
     pub blocks: usize,
     /// How many jobs each worker is given at once at the moment.
     pub width: usize,
+    /// For how long the first job that no worker has been sent has been waiting, in nanoseconds.
+    pub waited_ns: u64,
 }
 
 /// Why a job was not taken.

@@ -16,6 +16,7 @@ use super::outcome::{Deliver, Handle, Outcome, Refused, Settings, Statistics};
 use super::state::{Event, JobId};
 use super::stream::{Owner, Stream};
 use super::zygote::{Launch, Zygote};
+use crate::sys::clock::monotonic_ns;
 use crate::sys::process;
 
 /// A pool of worker processes. Dropping it lets running jobs end and then ends the workers.
@@ -268,6 +269,9 @@ impl<H: Handle> ProcessPool<H> {
             .map(|(&id, link)| (id, link.pid()))
             .collect();
         workers.sort_unstable();
+        let first = state.supervisor.first_pending();
+        let entry = first.and_then(|job| state.entries.get(&job));
+        let queued_ns = entry.map(|entry| entry.queued_ns);
         Statistics {
             jobs: state.supervisor.jobs(),
             pending: state.supervisor.pending(),
@@ -277,6 +281,7 @@ impl<H: Handle> ProcessPool<H> {
                 .as_ref()
                 .map_or(0, |plumbing| plumbing.arguments.in_use()),
             width: state.supervisor.width(),
+            waited_ns: queued_ns.map_or(0, |since| monotonic_ns().saturating_sub(since)),
         }
     }
 }

@@ -261,6 +261,11 @@ impl Supervisor {
         self.pending.len()
     }
 
+    /// The first of those.
+    pub fn first_pending(&self) -> Option<JobId> {
+        self.pending.front().copied()
+    }
+
     /// How many jobs each worker is given at once.
     pub fn width(&self) -> usize {
         self.width.now

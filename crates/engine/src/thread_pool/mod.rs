@@ -6,17 +6,36 @@ mod deadlines;
 pub use deadlines::{Deadlines, Ticket};
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use plait_sync::job_queue::{JobQueue, Supply};
+use plait_sync::job_queue::{Census, JobQueue, Supply};
 pub use plait_sync::job_queue::{Next, Worker};
 
 /// See the module's documentation. Every method may be called from any thread.
 pub struct ThreadPool<H> {
     queue: JobQueue<H>,
     limit: usize,
+    /// How many workers there may be at present.
+    width: AtomicUsize,
     /// Workers that were asked for and have not left.
     workers: AtomicUsize,
+    /// Jobs that have ended, as far as [`ThreadPool::job_ended`] was told.
+    ended: AtomicU64,
+}
+
+/// What a pool is doing at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    /// Workers, including those asked for and not started yet.
+    pub workers: usize,
+    /// How many of them have a job.
+    pub running: usize,
+    /// Jobs that wait.
+    pub waiting: usize,
+    /// How many workers there may be at present.
+    pub width: usize,
+    /// How many there may ever be.
+    pub limit: usize,
 }
 
 /// What the caller of [`ThreadPool::submit`] has to do.
@@ -36,7 +55,9 @@ impl<H> ThreadPool<H> {
         Self {
             queue: JobQueue::new(),
             limit,
+            width: AtomicUsize::new(limit),
             workers: AtomicUsize::new(0),
+            ended: AtomicU64::new(0),
         }
     }
 
@@ -61,7 +82,8 @@ impl<H> ThreadPool<H> {
 
     /// Counts one more worker; false if there are as many as there may be.
     fn join(&self) -> bool {
-        let more = |workers| (workers < self.limit).then_some(workers + 1);
+        let width = self.width();
+        let more = |workers| (workers < width).then_some(workers + 1);
         self.workers
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
             .is_ok()
@@ -80,6 +102,9 @@ impl<H> ThreadPool<H> {
 
     /// What a worker is to do next. After [`Next::Leave`] the worker has left and must not ask again.
     pub fn next(&self, worker: &mut Worker) -> Next<H> {
+        if worker.is_busy() && self.is_surplus() {
+            return Next::Leave;
+        }
         loop {
             let next = self.queue.next(worker);
             if !matches!(next, Next::Leave) {
@@ -91,6 +116,66 @@ impl<H> ThreadPool<H> {
                 return Next::Leave;
             }
         }
+    }
+
+    /// Whether there are more workers than there may be, so that the one that asks has to leave; it is not counted then.
+    fn is_surplus(&self) -> bool {
+        let width = self.width();
+        if self.workers.load(Ordering::Relaxed) <= width {
+            return false;
+        }
+        let fewer = |workers| (workers > width).then(|| workers - 1);
+        self.workers
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fewer)
+            .is_ok()
+    }
+
+    /// From now on there may be `width` workers, between 1 and the limit. Surplus ones leave after their jobs. The caller
+    /// has to start as many threads as this returns, or say for each that it cannot be done.
+    #[must_use]
+    pub fn set_width(&self, width: usize) -> usize {
+        let width = width.clamp(1, self.limit.max(1));
+        self.width.store(width, Ordering::Release);
+        let Census { jobs, free } = self.queue.census();
+        let mut started = 0;
+        while started < jobs.saturating_sub(free) && self.join() {
+            self.queue.expect_worker();
+            started += 1;
+        }
+        started
+    }
+
+    /// How many workers there may be at present.
+    pub fn width(&self) -> usize {
+        self.width.load(Ordering::Acquire)
+    }
+
+    /// A worker has run a job: for whoever adapts the width.
+    pub fn job_ended(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many jobs have ended since this was asked last.
+    pub fn take_ended(&self) -> u64 {
+        self.ended.swap(0, Ordering::Relaxed)
+    }
+
+    /// What the pool is doing.
+    pub fn statistics(&self) -> Statistics {
+        let Census { jobs, free } = self.queue.census();
+        let workers = self.workers();
+        Statistics {
+            workers,
+            running: workers.saturating_sub(free),
+            waiting: jobs,
+            width: self.width(),
+            limit: self.limit,
+        }
+    }
+
+    /// What `look`, which is called under a lock, sees in the job that has waited longest.
+    pub fn look_at_first<R>(&self, look: impl FnOnce(&H) -> R) -> Option<R> {
+        self.queue.look_at_first(look)
     }
 
     /// Sleeps after [`Next::Wait`] until there may be something to do; true if the thread really slept. Takes no lock that

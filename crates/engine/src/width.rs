@@ -1,9 +1,12 @@
-//! How many jobs each worker of a `hybrid` pool runs at once: found by how throughput answers to it.
+//! How many jobs run at once: in each worker of a `hybrid` pool, or as threads; found by how throughput answers to it.
 //!
 //! Waiting work is done faster the more of it is begun, up to a point; computing work is not. So the width is doubled
 //! while that brings more results a second, put back when it did not, and halved now and then to see whether fewer would do.
 //! Hill climbing on throughput, as in Hellerstein, Morrison and Eilebrecht, "Optimizing concurrency levels in the .NET
 //! `ThreadPool`" (2009), without its filter: a step is a factor of two, which noise does not fake.
+//!
+//! While jobs wait for the interpreter (its lock is contended), more of them at once cannot help: then the width is not
+//! tried wider, only narrower.
 #![allow(
     clippy::cast_precision_loss,
     reason = "widths and counts of jobs stay far below 2^52"
@@ -48,6 +51,8 @@ pub struct Controller {
     answered: u64,
     /// Whether jobs were waiting for a place ever since `since_ns`.
     saturated: bool,
+    /// Whether jobs wait for the interpreter, as it was said last.
+    contended: bool,
 }
 
 impl Controller {
@@ -64,6 +69,7 @@ impl Controller {
             since_ns: now_ns,
             answered: 0,
             saturated: true,
+            contended: false,
         }
     }
 
@@ -72,13 +78,30 @@ impl Controller {
         self.width
     }
 
-    /// `answered` more jobs have ended by now, and `saturated` says whether others are waiting for a place. The new
-    /// width, if it changes.
-    pub fn observe(&mut self, answered: u64, saturated: bool, now_ns: u64) -> Option<usize> {
+    /// `answered` more jobs have ended by now, `saturated` says whether others are waiting for a place, and `contended`
+    /// whether those that run wait for the interpreter. The new width, if it changes.
+    pub fn observe(
+        &mut self,
+        answered: u64,
+        saturated: bool,
+        contended: bool,
+        now_ns: u64,
+    ) -> Option<usize> {
         self.answered += answered;
         self.saturated &= saturated;
+        if contended && !self.contended {
+            // What was learnt before says nothing about this.
+            (self.rest, self.next_rest) = (0, REST.0);
+        }
+        self.contended = contended;
         let elapsed = now_ns.saturating_sub(self.since_ns);
-        let turnover = TURNS * (self.width * self.workers) as u64;
+        // Jobs that take turns at the interpreter end at the same rate whenever they were begun.
+        let counted = if contended {
+            self.width.min(FIRST)
+        } else {
+            self.width
+        };
+        let turnover = TURNS * (counted * self.workers) as u64;
         if elapsed < SHORTEST_NS || self.answered < turnover {
             return None;
         }
@@ -100,6 +123,9 @@ impl Controller {
             Some(Trial { from, base }) if self.width > from => {
                 if rate >= base * WORTH_IT {
                     self.next_rest = REST.0;
+                    if self.contended {
+                        return self.width;
+                    }
                     return self.attempt(self.width.saturating_mul(2), rate);
                 }
                 self.rest(true);
@@ -118,7 +144,7 @@ impl Controller {
                 self.rest -= 1;
                 self.width
             }
-            None if self.narrower_next => self.attempt(self.width / 2, rate),
+            None if self.narrower_next || self.contended => self.attempt(self.width / 2, rate),
             None => self.attempt(self.width.saturating_mul(2), rate),
         }
     }
@@ -163,7 +189,7 @@ mod tests {
             // What limits: a turn of all that is begun, or the workers' own time.
             let each = ((wait_ns + compute_ns) / places).max(compute_ns / WORKERS as f64);
             now += each * places;
-            width.observe((width.get() * WORKERS) as u64, true, now as u64);
+            width.observe((width.get() * WORKERS) as u64, true, false, now as u64);
             widths.push(width.get());
         }
         widths
@@ -197,8 +223,28 @@ mod tests {
     fn a_width_that_is_not_used_up_stays() {
         let mut width = Controller::new(WORKERS, 512, 0);
         for turn in 1..1000_u64 {
-            assert_eq!(width.observe(100, false, turn * 50_000_000), None);
+            assert_eq!(width.observe(100, false, false, turn * 50_000_000), None);
         }
+    }
+
+    #[test]
+    fn while_the_interpreter_is_contended_it_only_narrows() {
+        // Throughput that grows a little with the width, as long as nobody looks at what it costs others.
+        let mut width = Controller::new(1, 512, 0);
+        let (mut now, mut last) = (0_u64, width.get());
+        for _ in 0..2000 {
+            let places = width.get() as u64;
+            now += 30_000_000;
+            width.observe(places * 10, true, true, now);
+            assert!(width.get() <= last.max(16), "{} after {last}", width.get());
+            last = width.get();
+        }
+        // And one thread does not do better than two if the interpreter is all they wait for.
+        let mut width = Controller::new(1, 512, 0);
+        for turn in 1..200_u64 {
+            width.observe(10_000, true, true, turn * 30_000_000);
+        }
+        assert_eq!(width.get(), 1);
     }
 
     #[test]
