@@ -49,6 +49,7 @@ __all__ = [
     "forget_waiting_threads",
     "go_on_without_parent",
     "lock_waits",
+    "memory_fallback",
     "note_fork",
     "prepare_handles",
     "watch_locks",
@@ -301,6 +302,7 @@ class SegmentPart:
 class Ticket:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+def memory_fallback() -> str | None: ...
 def before_idle(hook: Callable[[], bool]) -> bool: ...
 
 @final

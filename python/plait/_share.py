@@ -6,6 +6,7 @@ What lies where, who holds it and what happens when somebody dies is in
 
 from __future__ import annotations
 
+import warnings
 from _pickle import PickleBuffer, loads
 from _thread import RLock
 from collections.abc import Callable
@@ -144,6 +145,7 @@ def share(obj: T, *, writable: bool = False) -> Shared[T]:
             f"the value cannot be shared: {_serialize.describe(obj, error)}"
         ) from error
     held = _Held(_rust.Segment.create(payload, buffers, writable))
+    warn_of_fallback()
     _known[held.ticket] = held
     return _handle(held)
 
@@ -172,3 +174,20 @@ def let_go() -> bool:
         if not held.segment.live:
             del _kept[ticket]
     return bool(_kept)
+
+
+_warned = False
+
+
+def warn_of_fallback() -> None:
+    """Say once, if it is so, that this system has no nameless memory and that files are used instead."""
+    global _warned
+    folder = _rust.memory_fallback()
+    if folder is not None and not _warned:
+        _warned = True
+        warnings.warn(
+            "this system does not allow memfd_create: data for worker processes goes through files in "
+            f"{folder} that never have a name. That is slower if the folder is on a disk, and limited by its size",
+            RuntimeWarning,
+            stacklevel=3,
+        )

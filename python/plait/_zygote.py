@@ -171,6 +171,19 @@ class Outfit:
         """What `_notes.settings` says of the pool's process."""
 
 
+def _nameless(name: str) -> int:
+    """A file without a name; in `/dev/shm` or `/tmp` if the system has no memory of the kind."""
+    try:
+        return os.memfd_create(name)
+    except OSError as error:
+        for folder in ("/dev/shm", os.environ.get("TMPDIR", "/tmp")):
+            try:
+                return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            except OSError:
+                continue
+        raise error
+
+
 class Zygote:
     """Forks workers on request until the link, or the pool's process, is gone."""
 
@@ -212,7 +225,7 @@ class Zygote:
 
     def fork(self, worker: bytes, fds: list[int]) -> None:
         """Start one worker and report it."""
-        crash = os.memfd_create("plait-crash")
+        crash = _nameless("plait-crash")
         # Asked before: the child may have another parent by then, and must not believe that one its zygote.
         zygote = os.getpid()
         try:

@@ -99,6 +99,10 @@ class ProcessPool:
             self._exception_of,
             self._notes,
         )
+        if _rust.memory_fallback() is not None:
+            from plait._share import warn_of_fallback
+
+            warn_of_fallback()
         self._functions = _Functions(self._core, self._configure)
         self._owner = os.getpid()
         _live_pools.add(self)
@@ -122,9 +126,12 @@ class ProcessPool:
             )
         except Exception as error:
             return refused(fn, args, kwargs, options, error)
-        future: Future[Any] = self._core.submit(
-            function, payload, buffers, options.name or fn, options.timeout, options.retries
-        )
+        try:
+            future: Future[Any] = self._core.submit(
+                function, payload, buffers, options.name or fn, options.timeout, options.retries
+            )
+        except MemoryError as error:
+            return refused(fn, args, kwargs, options, error)
         return future
 
     def map_items(self, fn: Callable[..., Any], options: JobOptions, *, ordered: bool) -> _rust.MapItems:
@@ -379,7 +386,7 @@ def refused(
     options: JobOptions,
     error: Exception,
 ) -> Future[Any]:
-    """A future that has failed because the call could not be pickled."""
+    """A future that has failed because the call could not be pickled, or not be put into memory."""
     future = RefusedFuture()
     future.set_running_or_notify_cancel()
     future.set_exception(refusal(fn, args, kwargs, options, error))
@@ -392,8 +399,11 @@ def refusal(
     kwargs: dict[str, Any],
     options: JobOptions,
     error: Exception,
-) -> ArgumentNotPicklable:
-    """What a job fails with whose call could not be pickled."""
+) -> BaseException:
+    """What a job fails with whose call could not be pickled, or not be put into memory."""
+    if isinstance(error, MemoryError):
+        name = job_name(fn, options)
+        return MemoryError(f"the arguments of {name} do not fit into memory: {error}")
     fn = fn.function if isinstance(fn, _Frozen) else fn
     found = ArgumentNotPicklable(_serialize.describe_call(fn, args, kwargs, job_name(fn, options)))
     # Its traceback would keep the arguments alive, and the text says all.

@@ -47,7 +47,7 @@ mod _rust {
         ProcessEvent, ProcessQueue, ProcessWaiters, ReceivedBuffer, SemLock, note_fork,
     };
     #[pymodule_export]
-    use super::shared_memory::{Segment, SegmentPart, SharedBuffer, Ticket};
+    use super::shared_memory::{Segment, SegmentPart, SharedBuffer, Ticket, memory_fallback};
     #[pymodule_export]
     use super::thread_pool::{ThreadPool, ThreadPoolCore};
     #[pymodule_export]

@@ -4,10 +4,12 @@
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use plait_engine::process_pool::Bytes;
 use plait_engine::shared_memory::{Lease, Segment as EngineSegment, Ticket as EngineTicket};
+use plait_engine::sys::mapping::fallback;
 use pyo3::exceptions::{PyBufferError, PyLookupError, PyMemoryError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -298,6 +300,12 @@ impl Drop for Contiguous {
         // SAFETY: filled by `get`, on a thread that was attached and is still: a raw view is not `Send`.
         unsafe { ffi::PyBuffer_Release(&raw mut *self.0) }
     }
+}
+
+/// The folder of the files that stand in for nameless memory, if the system has none (and some was needed).
+#[pyfunction]
+pub fn memory_fallback() -> Option<PathBuf> {
+    fallback().map(Path::to_path_buf)
 }
 
 /// Takes over a descriptor that the zygote has received for its worker.

@@ -97,7 +97,7 @@ impl Segment {
         }
         let mapping = Mapping::create("plait-shared", end)?;
         // Before it is touched: a page that cannot be had is an error here and a signal there.
-        mapping.allocate(0, end)?;
+        mapping.provide(0, end)?;
         let nonce = RandomState::new().build_hasher().finish();
         let number = |at, number: u64| mapping.copy_in(at, &number.to_le_bytes());
         number(MAGIC_AT, MAGIC);

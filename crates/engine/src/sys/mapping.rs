@@ -1,16 +1,22 @@
-//! Nameless shared memory: a `memfd`, mapped whole. Nothing of it can stay behind in `/dev/shm`.
+//! Nameless shared memory: a `memfd`, mapped whole. Nothing of it can stay behind in `/dev/shm`. Where the system (or a filter of
+//! system calls) has no such thing, it is a file that never has a name, in the first folder that takes one.
 #![allow(unsafe_code)]
 
+use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
 use super::copy::copy;
+use super::memory;
 use rustix::fs::{
     FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, Stat, fallocate, fcntl_add_seals, fstat,
     ftruncate, memfd_create, open, stat,
 };
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 /// A piece of memory that several processes map. Pages come into being when they are touched, so a large one costs
@@ -31,7 +37,7 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// New memory, all zero; `name` is only for `/proc/PID/maps`.
     pub fn create(name: &str, length: usize) -> io::Result<Self> {
-        let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let fd = nameless(name)?;
         ftruncate(&fd, length as u64)?;
         Self::of(fd, length, ProtFlags::READ | ProtFlags::WRITE)
     }
@@ -144,10 +150,27 @@ impl Mapping {
         Some(unsafe { at.as_ref() })
     }
 
-    /// Has the system provide the pages of a range now, so that touching them cannot fail later.
-    pub fn allocate(&self, offset: usize, length: usize) -> io::Result<()> {
-        let mode = FallocateFlags::KEEP_SIZE;
-        Ok(fallocate(&self.fd, mode, offset as u64, length as u64)?)
+    /// Has the system provide the pages of a range now, so that touching them cannot fail later: that would be a signal.
+    pub fn provide(&self, offset: usize, length: usize) -> io::Result<()> {
+        // The system is careful only with what is not much.
+        let needed = length as u64 + (length as u64 >> 4);
+        if length >= MUCH && memory::available().is_some_and(|left| left < needed) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let start = self
+            .address(offset, length)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: the range lies inside the mapping, and this changes no byte of it.
+        let provided =
+            unsafe { madvise(start.as_ptr().cast(), length, Advice::LinuxPopulateWrite) };
+        match provided {
+            // Linux before 5.14, or a range that does not begin at a page.
+            Err(Errno::INVAL) => {
+                let mode = FallocateFlags::KEEP_SIZE;
+                Ok(fallocate(&self.fd, mode, offset as u64, length as u64)?)
+            }
+            result => Ok(result?),
+        }
     }
 
     /// Nobody can change its length from now on; where the system has no such thing, nobody of ours does.
@@ -182,6 +205,34 @@ impl Drop for Mapping {
 impl AsFd for Mapping {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// From this length on it is asked first whether there is so much memory.
+const MUCH: usize = 64 << 20;
+
+/// Where the files are that stand in for nameless memory, if they do.
+static FALLBACK: OnceLock<PathBuf> = OnceLock::new();
+
+/// The folder of the files that are used because there is no `memfd_create`; `None` if there is, or nothing was needed yet.
+pub fn fallback() -> Option<&'static Path> {
+    FALLBACK.get().map(PathBuf::as_path)
+}
+
+fn nameless(name: &str) -> io::Result<OwnedFd> {
+    match memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING) {
+        Err(refused @ (Errno::NOSYS | Errno::PERM | Errno::ACCESS)) => {
+            let folders = [PathBuf::from("/dev/shm"), env::temp_dir()];
+            let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::TMPFILE | OFlags::EXCL;
+            for folder in folders {
+                if let Ok(fd) = open(&folder, flags, Mode::RUSR | Mode::WUSR) {
+                    let _ = FALLBACK.set(folder);
+                    return Ok(fd);
+                }
+            }
+            Err(refused.into())
+        }
+        result => Ok(result?),
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`identity`] | telling a process from any other, and the living from the dead |
 //! | [`mapping`] | nameless shared memory |
 //! | [`poller`] | waiting for many descriptors at once |
+//! | [`memory`] | how much of it is left |
 //! | [`process`] | starting the zygote, signalling a worker, dying with one's parent |
 
 pub mod channel;
@@ -18,5 +19,6 @@ pub mod doorbell;
 pub mod futex;
 pub mod identity;
 pub mod mapping;
+pub mod memory;
 pub mod poller;
 pub mod process;
