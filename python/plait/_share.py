@@ -187,7 +187,8 @@ def warn_of_fallback() -> None:
         _warned = True
         warnings.warn(
             "this system does not allow memfd_create: data for worker processes goes through files in "
-            f"{folder} that never have a name. That is slower if the folder is on a disk, and limited by its size",
+            f"{folder} that never have a name. That is slower if the folder is on a disk, and limited by its "
+            "size",
             RuntimeWarning,
             stacklevel=3,
         )
