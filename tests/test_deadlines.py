@@ -512,3 +512,136 @@ def test_every_future_ends_once_whatever_races() -> None:
     assert sorted(map(id, ended)) == sorted(map(id, futures))
     statistics = pool.statistics()
     assert [statistics[key] for key in ("jobs", "pending", "workers", "blocks")] == [0, 0, [], 0]
+
+
+def workers_of(pool: ProcessPool) -> set[int]:
+    """The processes that the pool has."""
+    return set(pool.statistics()["workers"])
+
+
+def eventually(what: str, holds: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + LONG
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def test_workers_without_jobs_leave_and_others_come_when_they_are_needed() -> None:
+    pool = ProcessPool(2, idle_timeout=0.3)
+    try:
+        warm(pool)
+        assert len(workers_of(pool)) == 2
+        eventually("idle workers stay", lambda: not workers_of(pool))
+        assert call(pool, own_pid) > 0
+        # One that has a job does not leave, however long that takes.
+        pid = pool.submit(work, (1.0,), {})
+        assert pid.result(LONG) == 1.0
+    finally:
+        pool.shutdown()
+
+
+def test_a_worker_that_is_asked_now_and_then_stays() -> None:
+    pool = ProcessPool(1, idle_timeout=2)
+    try:
+        pids = set()
+        for _ in range(12):
+            pids.add(call(pool, own_pid))
+            time.sleep(0.3)
+        assert len(pids) == 1
+    finally:
+        pool.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"idle_timeout": -1}, "idle_timeout must be at least 0 seconds, not -1"),
+        ({"max_memory_per_worker": 0}, "max_memory_per_worker must be at least 1, not 0"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(options: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        plait.Executor("processes", **options)
+
+
+def test_limits_of_processes_are_not_for_threads() -> None:
+    with pytest.raises(TypeError, match="no option 'idle_timeout'"):
+        plait.Executor("threads", idle_timeout=None)
+
+
+HOARD: list[bytes] = []
+
+
+def hoard(size: int) -> int:
+    """Keep some memory for ever."""
+    HOARD.append(b"x" * size)
+    return os.getpid()
+
+
+def test_a_worker_that_has_grown_too_large_is_replaced_between_jobs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = ProcessPool(1, max_memory_per_worker=150 << 20)
+    try:
+        small = {pool.submit(hoard, (1000,), {}).result(LONG) for _ in range(30)}
+        assert len(small) == 1, "a worker that stays within its limit stays"
+        for _ in range(3):
+            (pid,) = {pool.submit(hoard, (200 << 20,), {}).result(LONG)}
+            # Between its answer and its word about its size it may be given a few jobs more.
+            eventually("a large worker stays", lambda pid=pid: call(pool, own_pid) != pid)  # type: ignore[misc]
+        futures = [pool.submit(hoard, (40 << 20,), {}) for _ in range(20)]
+        pids = [future.result(LONG) for future in futures]
+        assert len(set(pids)) > 1
+    finally:
+        pool.shutdown()
+    told = [record for record in caplog.records if record.name == "plait"]
+    assert len(told) == 1
+    assert "max_memory_per_worker=157286400" in told[0].getMessage()
+
+
+def test_what_is_shared_does_not_count_as_a_workers_memory() -> None:
+    pool = ProcessPool(1, max_memory_per_worker=150 << 20)
+    try:
+        pids = {call(pool, own_pid)}
+        for _ in range(5):
+            assert pool.submit(len, (bytearray(100 << 20),), {}).result(LONG) == 100 << 20
+            time.sleep(0.03)
+            pids.add(call(pool, own_pid))
+        assert len(pids) == 1
+    finally:
+        pool.shutdown()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("how", "workers"),
+    [("shutdown", "running"), ("terminate", "running"), ("terminate", "starting"), ("cancel", "starting")],
+)
+def test_a_zygote_that_is_stopped_does_not_block_the_end_of_a_pool(
+    tmp_path: Path, how: str, workers: str
+) -> None:
+    before = set(children(os.getpid()))
+    pool = ProcessPool(2)
+    call(pool, own_pid)
+    (zygote,) = set(children(os.getpid())) - before
+    running = pool.submit(nap, (tmp_path / "started", tmp_path / "ended"), {})
+    wait_for(tmp_path / "started")
+    if how == "shutdown":
+        assert running.cancel()
+    os.kill(zygote, signal.SIGSTOP)
+    waiting = []
+    if workers == "starting":
+        waiting = [pool.submit(own_pid, (), {}) for _ in range(4)]
+    began = time.monotonic()
+    getattr(pool, how)()
+    assert time.monotonic() - began < LONG
+    assert all(future.done() for future in [running, *waiting])
+    assert zygote not in children(os.getpid())

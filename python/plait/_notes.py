@@ -23,6 +23,8 @@ _PATIENCE = 1.0
 _LEAST_PATIENCE = 0.01
 _LONGEST_WAIT = 2.0
 """Seconds that answers are held up at most by the notes that come before them."""
+_RETIRED = 255
+"""What the engine itself says; `Note::RETIRED` in `crates/engine/src/process_pool/outcome.rs`."""
 _MOST_NOTES = 100_000
 _MOST_BYTES = 64 << 20
 _MOST_FILES = 1000
@@ -32,7 +34,8 @@ _MOST_WARNINGS = 1000
 class Notes:
     """The notes of one pool. Its thread exists from the first note on, until the pool is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_memory: int | None = None) -> None:
+        self._max_memory = max_memory
         self._changed = threading.Condition()
         self._waiting: deque[tuple[int, Any]] = deque()
         self._bytes = 0
@@ -136,6 +139,15 @@ class Notes:
             logging.getLogger(record.name).handle(record)
         elif kind == WARNING:
             self._warn(*marshal.loads(payload))
+        elif kind == _RETIRED:
+            import logging
+
+            logging.getLogger("plait").warning(
+                "a worker process held %d bytes of memory of its own, more than max_memory_per_worker=%s: "
+                "it is replaced, and so will others be without a word",
+                int(payload),
+                self._max_memory,
+            )
         elif kind in (OUT, ERR):
             stream = sys.stdout if kind == OUT else sys.stderr
             if stream is not None:

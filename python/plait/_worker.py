@@ -61,6 +61,8 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, number: int, out
         os.register_at_fork(after_in_child=server.leave_lane)
         if _prepare(worker, outfit):
             _signal.signal(_rust.INTERRUPT, server.interrupt)
+            if outfit.max_memory is not None:
+                worker.limit_memory(outfit.max_memory)
             server.serve()
             status = 0
         if "threading" in sys.modules:

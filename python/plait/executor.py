@@ -42,8 +42,14 @@ _FITS = {
     "max_tasks_per_worker": ("processes", "hybrid", "auto"),
     "preload": ("processes", "hybrid", "auto"),
     "cancel_grace": ("processes", "hybrid", "auto"),
+    "idle_timeout": ("processes", "hybrid", "auto"),
+    "max_memory_per_worker": ("processes", "hybrid", "auto"),
     "width": ("hybrid",),
 }
+
+
+_IDLE_TIMEOUT = 300.0
+"""Seconds after which a worker process without jobs leaves, unless the program says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +82,12 @@ class Executor(concurrent.futures.Executor):
             more results a second.
         cancel_grace: how many seconds a job in a worker process may take to end after it was cancelled, or
             its timeout was over, before the worker is killed; by default 1.
+        idle_timeout: after so many seconds without a job a worker process leaves, and another is started when
+            it is needed; by default 300. None keeps them.
+        max_memory_per_worker: a worker process that holds more than so many bytes of memory of its own is
+            replaced when it has done the job it is doing; by default there is no limit.
 
-    The last three are for processes; ``"auto"`` takes them for the case that it chooses those.
+    The last five are for processes; ``"auto"`` takes them for the case that it chooses those.
 
     Raises:
         ValueError: the model is not known, ``workers`` or ``max_tasks_per_worker`` is below 1.
@@ -100,6 +110,8 @@ class Executor(concurrent.futures.Executor):
         preload: Sequence[str] = (),
         width: int | None = None,
         cancel_grace: float | None = None,
+        idle_timeout: float | None = _IDLE_TIMEOUT,
+        max_memory_per_worker: int | None = None,
     ) -> None:
         given = {
             "initializer": initializer,
@@ -108,6 +120,8 @@ class Executor(concurrent.futures.Executor):
             "preload": preload,
             "width": width,
             "cancel_grace": cancel_grace,
+            "idle_timeout": None if idle_timeout == _IDLE_TIMEOUT else _for_ever(idle_timeout),
+            "max_memory_per_worker": max_memory_per_worker,
         }
         self._pool = _make_pool(
             model,
@@ -354,8 +368,13 @@ def _make_pool(model: str, workers: int | Literal["adaptive"] | None, options: d
         options["max_tasks_per_worker"] = _count("max_tasks_per_worker", options["max_tasks_per_worker"])
     if "width" in options:
         options["width"] = _count("width", options["width"])
-    if "cancel_grace" in options:
-        options["cancel_grace"] = _seconds("cancel_grace", options["cancel_grace"])
+    for option in ("cancel_grace", "idle_timeout"):
+        if option in options:
+            options[option] = _seconds(option, options[option])
+    if model in _FITS["idle_timeout"]:
+        options.setdefault("idle_timeout", _IDLE_TIMEOUT)
+    if "max_memory_per_worker" in options:
+        options["max_memory_per_worker"] = _count("max_memory_per_worker", options["max_memory_per_worker"])
     if "preload" in options:
         options["preload"] = _names("preload", options["preload"])
     if model == "interpreters" and sys.version_info < (3, 14):
@@ -379,6 +398,10 @@ def _names(what: str, value: Sequence[str]) -> list[str]:
     if isinstance(value, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{what} must be a list of names of modules, not {value!r}")
     return names
+
+
+def _for_ever(seconds: float | None) -> float:
+    return float("inf") if seconds is None else seconds
 
 
 def _seconds(what: str, value: float) -> float:

@@ -47,6 +47,11 @@ class ProcessPool:
         max_tasks_per_worker: after so many jobs a worker is replaced by a new one; by default never.
         cancel_grace: how many seconds a running job may take to end after it was cancelled, or its timeout
             was over, before its worker is killed.
+        idle_timeout: after so many seconds without a job a worker leaves; the pool grows again on demand. By
+            default workers stay.
+        max_memory_per_worker: a worker that is found to hold more than so many bytes of memory of its own
+            (what it shares with other processes does not count) is replaced when it has done the job it is
+            doing. A warning of the logger ``plait`` tells so, once.
         preload: modules that are imported once, in the zygote, so that workers have them from the start. One
             that starts threads (which a fork would lose) is imported by each worker instead, before its first
             job. If one cannot be imported, every job of the pool fails like after a failed `initializer`.
@@ -72,6 +77,8 @@ class ProcessPool:
         max_tasks_per_worker: int | None = None,
         preload: Sequence[str] = (),
         cancel_grace: float = 1.0,
+        idle_timeout: float | None = None,
+        max_memory_per_worker: int | None = None,
     ) -> None:
         budget = cpus()
         self.workers = budget if workers is None else workers
@@ -79,19 +86,23 @@ class ProcessPool:
             raise ValueError(f"workers must be at least 1, not {workers}")
         if max_tasks_per_worker is not None and max_tasks_per_worker < 1:
             raise ValueError(f"max_tasks_per_worker must be at least 1, not {max_tasks_per_worker}")
+        if max_memory_per_worker is not None and max_memory_per_worker < 1:
+            raise ValueError(f"max_memory_per_worker must be at least 1, not {max_memory_per_worker}")
         worker_cpus = share(budget, self.workers)
         self._outfit = {
             "initializer": _pickle_initializer(with_tracker(initializer), initargs),
             "preload": list(preload),
             "cpus": worker_cpus,
             "width": self._width,
+            "max_memory": max_memory_per_worker,
         }
-        self._notes = Notes()
+        self._notes = Notes(max_memory_per_worker)
         self._core = _rust.ProcessPool(
             self.workers,
             max_tasks_per_worker,
             self._width,
             cancel_grace,
+            idle_timeout,
             self.cancels_running,
             _zygote_command(worker_cpus),
             b"",

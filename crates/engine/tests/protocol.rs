@@ -114,6 +114,7 @@ proptest! {
             },
             Reply::Released { released },
             Reply::Unusable { text: payload.piece() },
+            Reply::Retire { resident_bytes: run_ns },
             Reply::Note { kind: run_ns as u8, payload: payload.piece() },
             Reply::Ready,
         ];

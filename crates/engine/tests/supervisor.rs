@@ -35,6 +35,8 @@ enum Step {
     Cancel(usize),
     /// A worker has not heeded an interrupt.
     Unheeded(usize, bool),
+    Idle(usize),
+    Retire(usize),
     Width(usize),
     Corrupt(usize),
     ShutDown {
@@ -58,6 +60,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (pick.clone(), pick.clone()).prop_map(|(worker, which)| Step::Overdue(worker, which)),
         3 => pick.clone().prop_map(Step::Cancel),
         2 => (pick.clone(), any::<bool>()).prop_map(|(worker, last)| Step::Unheeded(worker, last)),
+        1 => pick.clone().prop_map(Step::Idle),
+        1 => pick.clone().prop_map(Step::Retire),
         1 => (1..5_usize).prop_map(Step::Width),
         1 => pick.prop_map(Step::Corrupt),
     ];
@@ -380,6 +384,16 @@ impl Simulation {
                     && !self.processes[&worker].ghosts.is_empty()
                 {
                     self.drive(Event::Unheeded { worker, last })?;
+                }
+            }
+            Step::Idle(nth) => {
+                if let Some(worker) = self.process(nth) {
+                    self.drive(Event::Idle { worker })?;
+                }
+            }
+            Step::Retire(nth) => {
+                if let Some(worker) = self.process(nth) {
+                    self.drive(Event::Retire { worker })?;
                 }
             }
             Step::Width(width) => {

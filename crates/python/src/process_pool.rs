@@ -444,6 +444,7 @@ impl ProcessPool {
         jobs_per_worker: Option<u32>,
         width: Option<usize>,
         cancel_grace: Option<f64>,
+        idle_timeout: Option<f64>,
         cancels_running: bool,
         command: Vec<OsString>,
         configuration: Vec<u8>,
@@ -468,6 +469,7 @@ impl ProcessPool {
             adapts_width: width.is_none(),
             jobs_per_worker,
             cancel_grace: to_duration("cancel_grace", cancel_grace)?,
+            idle_timeout: to_duration("idle_timeout", idle_timeout)?,
         };
         let inner = EnginePool::new(settings, launch, sink)?;
         let listener = Listener {
@@ -692,6 +694,11 @@ impl Worker {
             call: Mutex::new(None),
             plain: PlainCalls::default(),
         })
+    }
+
+    /// From now on the pool is told, once, when this process uses more than `limit` bytes of memory of its own.
+    fn limit_memory(&self, limit: u64) {
+        self.inner.limit_memory(limit);
     }
 
     /// The jobs that run here and that the pool has asked to end.

@@ -57,6 +57,8 @@ pub(super) struct State<H> {
     pub(super) timed: usize,
     /// When the collector looks at deadlines again, on the monotonic clock.
     pub(super) looks_ns: u64,
+    /// When it looks at what every worker is doing.
+    pub(super) round_ns: u64,
     /// Why workers cannot be used.
     pub(super) unusable: String,
     /// What the worker that is being buried wrote while it crashed.
@@ -90,6 +92,8 @@ pub(super) struct Notes {
     pub(super) telling: bool,
     /// What ended meanwhile of maps' items, until it has told.
     pub(super) held: Vec<(Arc<Stream>, u64, Outcome)>,
+    /// Whether it was told that workers are replaced for the memory they use.
+    pub(super) retired: bool,
 }
 
 /// What a pool has of the system as long as it is not closed, besides its lanes and its zygote.
@@ -131,6 +135,8 @@ pub(super) struct Shared<H> {
     pub(super) width: usize,
     /// How long an interrupted job may take to end.
     pub(super) grace_ns: u64,
+    /// How long a worker without work is kept.
+    pub(super) idle_timeout: Duration,
     pub(super) owner: u32,
     pub(super) next_function: AtomicU64,
     pub(super) closed: Condvar,
@@ -162,6 +168,7 @@ impl<H: Handle> Shared<H> {
             notes: Notes::default(),
             timed: 0,
             looks_ns: 0,
+            round_ns: 0,
             unusable: String::new(),
             crash: String::new(),
             plumbing: Some(plumbing),
@@ -177,6 +184,7 @@ impl<H: Handle> Shared<H> {
             state: Mutex::new(state),
             width: settings.width,
             grace_ns: settings.cancel_grace.map_or(u64::MAX, nanoseconds),
+            idle_timeout: settings.idle_timeout.unwrap_or(Duration::MAX),
             owner: process::id(),
             next_function: AtomicU64::new(0),
             closed: Condvar::new(),

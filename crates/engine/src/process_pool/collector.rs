@@ -9,10 +9,11 @@ use plait_sync::window;
 
 use super::books::{End, Plumbing, Shared, State, nanoseconds};
 use super::fault::{Step, reached};
-use super::link::{Link, SHORTEST_LOOK_NS, Said};
-use super::outcome::{Deliver, Handle, Outcome, ProcessEnd};
+use super::link::{Link, Look, SHORTEST_LOOK_NS, Said};
+use super::outcome::{Deliver, Handle, Note, Outcome, ProcessEnd};
 use super::protocol::Status;
 use super::state::{Event, JobId, WorkerId};
+use super::worker::Bytes;
 use super::zygote::Report;
 use crate::sys::clock::monotonic_ns;
 
@@ -22,6 +23,12 @@ const SPINS: u32 = 64;
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// The same while an event loop hears workers in its place: the loop may be held up.
 const LONGEST_TRUST: Duration = Duration::from_millis(10);
+/// How often the collector looks at what each worker is doing: as often as it wakes anyway.
+const ROUND: Duration = LONGEST_SLEEP;
+/// The same at most, if workers are to leave after less than that.
+const SHORTEST_ROUND: Duration = Duration::from_millis(10);
+/// How long the zygote may say nothing about a worker that has ended, or that is to be ended.
+const LONGEST_SILENCE: Duration = Duration::from_secs(1);
 /// So often a job may let its time to end pass while its worker runs others besides; then they are lost with it.
 const MOST_PATIENCE: u32 = 10;
 
@@ -35,6 +42,8 @@ impl<H: Handle> Shared<H> {
             self.hear_workers(&mut state);
             self.adapt_width(&mut state);
             let next_deadline = self.keep_deadlines(&mut state);
+            let next_round = self.make_round(&mut state);
+            let next_deadline = next_deadline.into_iter().chain(next_round).min();
             let notes = std::mem::take(&mut state.notes.waiting);
             let outcomes = std::mem::take(&mut state.outbox);
             let held = std::mem::take(&mut state.notes.held);
@@ -160,6 +169,15 @@ impl<H: Handle> Shared<H> {
             match link.hear(frame) {
                 Ok(None) => return,
                 Ok(Some(Said::Note(note))) => state.notes.waiting.push(note),
+                Ok(Some(Said::Retire { resident_bytes })) => {
+                    self.drive(state, Event::Retire { worker });
+                    if !state.notes.retired {
+                        state.notes.retired = true;
+                        let payload = Bytes::Inline(resident_bytes.to_string().into_bytes());
+                        let kind = Note::RETIRED;
+                        state.notes.waiting.push(Note { kind, payload });
+                    }
+                }
                 Ok(Some(Said::Ready)) => self.drive(state, Event::Ready { worker }),
                 Ok(Some(Said::Unusable(text))) => {
                     state.unusable = text;
@@ -312,6 +330,48 @@ impl<H: Handle> Shared<H> {
         }
         (state.looks_ns < u64::MAX)
             .then(|| Duration::from_nanos(state.looks_ns.saturating_sub(now)))
+    }
+
+    /// Looks every now and then at what each worker is doing: sends away those that have been idle for long, and buries
+    /// those whose end the zygote does not report, because it was stopped, say.
+    fn make_round(&self, state: &mut State<H>) -> Option<Duration> {
+        let now = monotonic_ns();
+        let interval = ROUND.min((self.idle_timeout / 2).max(SHORTEST_ROUND));
+        if now < state.round_ns {
+            // The collector wakes that often anyway, unless idle workers leave sooner.
+            return (interval < ROUND).then(|| Duration::from_nanos(state.round_ns - now));
+        }
+        state.round_ns = now.saturating_add(nanoseconds(interval));
+        let (mut idle, mut ended, mut stuck) = (Vec::new(), Vec::new(), false);
+        for (&worker, link) in &mut state.links {
+            let look = if link.has_ended() {
+                Look::Ended
+            } else if link.is_condemned_unborn() {
+                Look::Unborn
+            } else if state.supervisor.is_idle(worker) {
+                Look::Idle
+            } else {
+                Look::Busy
+            };
+            let lasted = link.look(look, now);
+            match look {
+                Look::Idle if lasted >= self.idle_timeout => idle.push(worker),
+                Look::Ended if lasted >= LONGEST_SILENCE => ended.push((worker, link.pid())),
+                Look::Unborn => stuck |= lasted >= LONGEST_SILENCE,
+                _ => {}
+            }
+        }
+        for worker in idle {
+            self.drive(state, Event::Idle { worker });
+        }
+        for (worker, pid) in ended {
+            self.bury(state, worker, pid, ProcessEnd::Unknown);
+        }
+        if let Some(zygote) = state.zygote.as_ref().filter(|_| stuck) {
+            // Its end is heard of, and then its workers are buried.
+            zygote.kill();
+        }
+        (interval < ROUND).then_some(interval)
     }
 
     fn overdue(&self, state: &mut State<H>, worker: WorkerId, job: JobId) {

@@ -110,6 +110,9 @@ pub(super) enum Said {
     Ready,
     Unusable(String),
     Note(Note),
+    Retire {
+        resident_bytes: u64,
+    },
     Answer {
         job: JobId,
         status: Status,
@@ -154,12 +157,27 @@ pub(super) struct Link {
     ready: bool,
     /// How many jobs it may run at once.
     width: usize,
+    /// What was found when it was looked at, with the last answer, and since when that is so.
+    looked: Option<((Look, Option<JobId>), u64)>,
     /// The last job that was answered.
     answered: Option<JobId>,
     /// The highest number of a job that was sent.
     newest: Option<JobId>,
     /// It has written rubbish: nothing that it says is heard any more.
     corrupt: bool,
+}
+
+/// What the collector finds when it looks at a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// It has something to do, or is starting.
+    Busy,
+    /// It has nothing to do.
+    Idle,
+    /// Its process has ended, and the zygote has not said so.
+    Ended,
+    /// It is to be ended, and the zygote has not said which process it is.
+    Unborn,
 }
 
 /// What became of a call that was to be sent.
@@ -190,6 +208,7 @@ impl Link {
             condemned: false,
             ready: false,
             width: width.clamp(1, MOST_WIDTH),
+            looked: None,
             answered: None,
             newest: None,
             corrupt: false,
@@ -355,6 +374,31 @@ impl Link {
         }
     }
 
+    /// Whether the worker's process has ended; false for one that has none.
+    pub(super) fn has_ended(&self) -> bool {
+        let process = self.process.as_ref();
+        process.is_some_and(|(_, pidfd)| process::wait_end(pidfd, Duration::ZERO))
+    }
+
+    /// Whether it is to be ended as soon as there is a process to end.
+    pub(super) fn is_condemned_unborn(&self) -> bool {
+        self.condemned && self.process.is_none()
+    }
+
+    /// Looks at the worker every now and then: how long it has been as it is, by that.
+    pub(super) fn look(&mut self, look: Look, now_ns: u64) -> Duration {
+        let seen = (look, self.answered);
+        match self.looked {
+            Some((last, since_ns)) if last == seen => {
+                Duration::from_nanos(now_ns.saturating_sub(since_ns))
+            }
+            _ => {
+                self.looked = Some((seen, now_ns));
+                Duration::ZERO
+            }
+        }
+    }
+
     /// Waits for a moment until the worker's process, which is being killed, has ended.
     pub(super) fn wait_end(&self) {
         if let Some((_, pidfd)) = &self.process {
@@ -490,6 +534,9 @@ impl Link {
                         Piece::Shared { .. } => return Err(Corrupt),
                     };
                     return Ok(Some(Said::Unusable(text)));
+                }
+                Reply::Retire { resident_bytes } => {
+                    return Ok(Some(Said::Retire { resident_bytes }));
                 }
                 Reply::Released { released } => self.release(&released),
                 Reply::Note { kind, payload } => {

@@ -28,10 +28,16 @@ pub trait Deliver<H>: Send + 'static {
 /// What a worker says besides answers.
 #[derive(Debug)]
 pub struct Note {
-    /// What it is; the engine does not know any.
+    /// What it is; the engine knows only its own.
     pub kind: u8,
     /// Its bytes.
     pub payload: Bytes,
+}
+
+impl Note {
+    /// What the engine itself says, once: that a worker uses too much memory, as will others perhaps, and is replaced. The
+    /// bytes are a number in decimal: how much it uses.
+    pub const RETIRED: u8 = 255;
 }
 
 /// How a job ended.
@@ -98,6 +104,8 @@ pub struct Settings {
     pub jobs_per_worker: Option<u32>,
     /// How long a job that was interrupted may take to end before its worker is ended; for ever without.
     pub cancel_grace: Option<Duration>,
+    /// How long a worker without work is kept; for ever without.
+    pub idle_timeout: Option<Duration>,
 }
 
 impl Settings {
@@ -109,6 +117,7 @@ impl Settings {
             adapts_width: false,
             jobs_per_worker: None,
             cancel_grace: None,
+            idle_timeout: None,
         }
     }
 }

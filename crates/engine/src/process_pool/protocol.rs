@@ -65,6 +65,8 @@ pub enum Reply<'a> {
     Released { released: Vec<u64> },
     /// What it says besides answers (a log record, say), for those who know the kind.
     Note { kind: u8, payload: Piece<'a> },
+    /// It uses more memory than it may, so much of its own, and wants to be replaced.
+    Retire { resident_bytes: u64 },
 }
 
 /// A frame that no correct peer sends.
@@ -78,6 +80,7 @@ const UNUSABLE: u8 = 4;
 const ANSWER: u8 = 5;
 const RELEASED: u8 = 6;
 const NOTE: u8 = 7;
+const RETIRE: u8 = 8;
 
 impl<'a> Request<'a> {
     /// Appends the frame to `out`.
@@ -160,6 +163,10 @@ impl<'a> Reply<'a> {
                 out.extend([NOTE, *kind]);
                 put_piece(out, payload);
             }
+            Self::Retire { resident_bytes } => {
+                out.push(RETIRE);
+                put(out, *resident_bytes);
+            }
         }
     }
 
@@ -191,6 +198,9 @@ impl<'a> Reply<'a> {
             NOTE => Ok(Self::Note {
                 kind: byte(&mut rest)?,
                 payload: piece(&mut rest)?,
+            }),
+            RETIRE => Ok(Self::Retire {
+                resident_bytes: number(&mut rest)?,
             }),
             _ => Err(Malformed),
         }

@@ -58,6 +58,10 @@ pub enum Event {
     },
     /// The worker was interrupted and has had the time to heed that. `last` says that its other jobs do not count any more.
     Unheeded { worker: WorkerId, last: bool },
+    /// The worker has had nothing to do for a long time.
+    Idle { worker: WorkerId },
+    /// The worker has grown too large, and is to be replaced when it has done what it has begun.
+    Retire { worker: WorkerId },
     /// The worker has written what no correct worker writes.
     Corrupt { worker: WorkerId },
     /// From now on a worker runs up to `width` jobs at once, within what the pool was made for.
@@ -125,9 +129,15 @@ enum Phase {
 }
 
 #[derive(Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each can be so whatever the others are"
+)]
 struct Worker {
     ready: bool,
     stopping: bool,
+    /// To be told to leave when it has answered what it was sent.
+    retiring: bool,
     full: bool,
     condemned: Option<Cause>,
     /// Sent and not answered, in order.
@@ -151,6 +161,7 @@ struct Ghost {
 impl Worker {
     fn takes_jobs(&self) -> bool {
         !self.stopping
+            && !self.retiring
             && !self.full
             && self.jobs_left > 0
             && self.condemned.is_none()
@@ -161,6 +172,11 @@ impl Worker {
     fn unsend(&mut self) {
         // At its maximum it does not count.
         self.jobs_left = self.jobs_left.saturating_add(1);
+    }
+
+    fn stop(&mut self, id: WorkerId, actions: &mut Vec<Action>) {
+        self.stopping = true;
+        actions.push(Action::Stop { worker: id });
     }
 
     /// The last `count` jobs that it was sent are pending again.
@@ -289,6 +305,12 @@ impl Supervisor {
         holder.map(|(&id, _)| id)
     }
 
+    /// Whether the worker has nothing to do, and waits for jobs.
+    pub fn is_idle(&self, worker: WorkerId) -> bool {
+        let worker = self.workers.get(&worker);
+        worker.is_some_and(|worker| worker.ready && worker.queue.is_empty() && worker.takes_jobs())
+    }
+
     /// Whether the worker has started.
     pub fn is_ready(&self, worker: WorkerId) -> bool {
         self.workers.get(&worker).is_some_and(|worker| worker.ready)
@@ -331,23 +353,7 @@ impl Supervisor {
                 self.settle(actions);
             }
             Event::NoRoom { worker, job } => {
-                if self.unsend(worker, job) {
-                    self.pending.push_front(job);
-                }
-                match self.workers.get_mut(&worker) {
-                    // There will be room when the worker has answered something.
-                    Some(worker) if !worker.queue.is_empty() => worker.full = true,
-                    // There never will be.
-                    _ => {
-                        self.pending.retain(|&pending| pending != job);
-                        self.jobs.remove(&job);
-                        actions.push(Action::Lose {
-                            job,
-                            worker: None,
-                            cause: Cause::TooLarge,
-                        });
-                    }
-                }
+                self.no_room(worker, job, actions);
                 self.settle(actions);
             }
             Event::Revoked { worker, count } => {
@@ -371,6 +377,17 @@ impl Supervisor {
                 {
                     self.condemn(id, Cause::Died, actions);
                 }
+            }
+            Event::Idle { worker: id } => {
+                if self.is_idle(id)
+                    && let Some(worker) = self.workers.get_mut(&id)
+                {
+                    worker.stop(id, actions);
+                }
+            }
+            Event::Retire { worker } => {
+                self.retire(worker, actions);
+                self.settle(actions);
             }
             Event::Corrupt { worker } => self.condemn(worker, Cause::Died, actions),
             Event::Width { width } => {
@@ -398,6 +415,38 @@ impl Supervisor {
                 self.cancel_pending(actions);
                 self.condemn_all(Cause::Terminated, actions);
                 self.settle(actions);
+            }
+        }
+    }
+
+    fn no_room(&mut self, worker: WorkerId, job: JobId, actions: &mut Vec<Action>) {
+        if self.unsend(worker, job) {
+            self.pending.push_front(job);
+        }
+        match self.workers.get_mut(&worker) {
+            // There will be room when the worker has answered something.
+            Some(worker) if !worker.queue.is_empty() => worker.full = true,
+            // There never will be.
+            _ => {
+                self.pending.retain(|&pending| pending != job);
+                self.jobs.remove(&job);
+                actions.push(Action::Lose {
+                    job,
+                    worker: None,
+                    cause: Cause::TooLarge,
+                });
+            }
+        }
+    }
+
+    fn retire(&mut self, id: WorkerId, actions: &mut Vec<Action>) {
+        if let Some(worker) = self.workers.get_mut(&id)
+            && !worker.retiring
+        {
+            worker.retiring = true;
+            let count = worker.queue.len();
+            if count > 0 && worker.condemned.is_none() {
+                actions.push(Action::Revoke { worker: id, count });
             }
         }
     }
@@ -549,10 +598,9 @@ impl Supervisor {
     fn leave(&mut self, actions: &mut Vec<Action>) {
         let leaving = self.phase >= Phase::Draining && self.jobs.is_empty();
         for (&id, worker) in &mut self.workers {
-            let used_up = worker.jobs_left == 0 && worker.queue.is_empty();
+            let used_up = (worker.jobs_left == 0 || worker.retiring) && worker.queue.is_empty();
             if (leaving || used_up) && !worker.stopping && worker.condemned.is_none() {
-                worker.stopping = true;
-                actions.push(Action::Stop { worker: id });
+                worker.stop(id, actions);
             }
         }
         if leaving && self.workers.is_empty() && self.phase < Phase::Closed {
@@ -600,6 +648,7 @@ impl Supervisor {
         let worker = Worker {
             ready: false,
             stopping: false,
+            retiring: false,
             full: false,
             condemned: None,
             queue: VecDeque::new(),

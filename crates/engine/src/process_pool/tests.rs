@@ -210,6 +210,7 @@ fn calls_of_all_sizes_are_answered_in_order_through_full_rings() {
             Some(Said::Ready) => ready = true,
             Some(Said::Unusable(text)) => panic!("{text}"),
             // In order: what a job says comes before its answer.
+            Some(Said::Retire { .. }) => panic!("it has no limit"),
             Some(Said::Note(note)) => {
                 let &(job, length) = expected.front().unwrap();
                 assert_eq!((job % 7, note.kind), (0, 3));
@@ -345,6 +346,30 @@ fn a_wide_worker_answers_in_any_order_and_loses_what_it_had_begun() {
     }
     let again = worker.answer(sent, Status::Nothing, &[], &[]);
     assert!(again.is_err(), "a job that it was never sent");
+}
+
+#[test]
+fn a_worker_that_is_too_large_says_so_once() {
+    let mut bench = Bench::new(RESULTS, 1);
+    let worker = bench.worker();
+    let function = function(Some(0), 0);
+    let (mut scratch, mut frame) = (Vec::new(), Vec::new());
+    worker.limit_memory(1);
+    let mut retirements = 0;
+    for number in 0..10 {
+        let job = bench.job(&function, 10, 0);
+        assert_eq!(bench.link.send(number, &job, &mut scratch), Sending::Sent);
+        assert!(matches!(worker.take(), Ok(Some(Call::Run { .. }))));
+        worker.answer(number, Status::Nothing, &[], &[]).unwrap();
+        thread::sleep(std::time::Duration::from_millis(25));
+        while let Some(said) = bench.link.hear(&mut frame).unwrap() {
+            if let Said::Retire { resident_bytes } = said {
+                assert!(resident_bytes > 1);
+                retirements += 1;
+            }
+        }
+    }
+    assert_eq!(retirements, 1);
 }
 
 /// A wide worker that is asleep in `wait` does not keep others from answering.

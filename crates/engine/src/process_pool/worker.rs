@@ -2,7 +2,7 @@
 #![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,9 +18,13 @@ use crate::sys::clock::monotonic_ns;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::futex;
 use crate::sys::mapping::Mapping;
+use crate::sys::process;
 
 /// How often a worker without work looks again before it sleeps: about as long as a wake-up would take.
 const SPINS: u32 = 1 << 9;
+
+/// A worker looks this often at most at the memory it uses, which takes about 20 µs: a thousandth of its time.
+const MEMORY_LOOK: Duration = Duration::from_millis(20);
 
 /// Bytes of a call: in the frame, or in memory that is given back when the lease is dropped.
 #[derive(Debug)]
@@ -80,6 +84,7 @@ pub struct Worker {
     slots: Box<[Slot]>,
     /// How many of them have been in use at once.
     used: AtomicUsize,
+    memory: Memory,
     /// Held while the thread that takes calls waits for one.
     taking: Mutex<Taking>,
     /// Held for a moment, or until there is room for an answer.
@@ -97,6 +102,16 @@ struct Answering {
     replies: ring::Producer<Replies>,
     returns: ring::Consumer<Returns>,
     frame: Vec<u8>,
+}
+
+/// What this process may use of memory, and when it looked last.
+#[derive(Debug, Default)]
+struct Memory {
+    /// In bytes; 0 for no limit, or if the pool was told.
+    limit: AtomicU64,
+    looked_ns: AtomicU64,
+    /// Whether there was an answer since.
+    unlooked: AtomicBool,
 }
 
 /// A job that runs. Filled by the thread that takes calls, emptied by the one that answers.
@@ -148,6 +163,7 @@ impl Worker {
             released: Arc::default(),
             slots: (0..MOST_WIDTH).map(|_| Slot::default()).collect(),
             used: AtomicUsize::new(0),
+            memory: Memory::default(),
             lane,
         })
     }
@@ -166,6 +182,13 @@ impl Worker {
         if !released.is_empty() {
             self.push(&mut locked(&self.answering), &Reply::Released { released })?;
             reached(Step::Released);
+        }
+        let mut limit = limit;
+        if self.memory.unlooked.load(Ordering::Relaxed) {
+            self.look_at_memory(monotonic_ns())?;
+            if self.memory.unlooked.load(Ordering::Relaxed) {
+                limit = Some(limit.map_or(MEMORY_LOOK, |limit| limit.min(MEMORY_LOOK)));
+            }
         }
         let bell = &self.lane.control().worker_bell;
         bell.announce();
@@ -237,6 +260,36 @@ impl Worker {
         Ok(())
     }
 
+    /// From now on the pool is told, once, when this process uses more than `limit` bytes of memory of its own.
+    pub fn limit_memory(&self, limit: u64) {
+        self.memory.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// After an answer, or before this worker sleeps: looks at the memory it uses, if it has not done so just now.
+    fn look_at_memory(&self, now_ns: u64) -> io::Result<()> {
+        let memory = &self.memory;
+        let limit = memory.limit.load(Ordering::Relaxed);
+        if limit == 0 {
+            return Ok(());
+        }
+        let looked_ns = memory.looked_ns.load(Ordering::Relaxed);
+        let too_soon = now_ns.saturating_sub(looked_ns) < MEMORY_LOOK.as_nanos() as u64;
+        memory.unlooked.store(too_soon, Ordering::Relaxed);
+        if too_soon {
+            return Ok(());
+        }
+        memory.looked_ns.store(now_ns, Ordering::Relaxed);
+        // A process that cannot look (a job has used up all descriptors, say) looks again later.
+        let resident_bytes = process::own_bytes().unwrap_or(0);
+        if resident_bytes > limit && memory.limit.swap(0, Ordering::Relaxed) != 0 {
+            self.push(
+                &mut locked(&self.answering),
+                &Reply::Retire { resident_bytes },
+            )?;
+        }
+        Ok(())
+    }
+
     /// The jobs that run here and that the pool has asked to end. Takes no lock: for a handler of signals.
     pub fn interrupted(&self) -> Vec<JobId> {
         let used = self.used.load(Ordering::Acquire);
@@ -288,7 +341,8 @@ impl Worker {
             return Err(io::ErrorKind::InvalidData.into());
         }
         reached(Step::Ran);
-        let run_ns = monotonic_ns().saturating_sub(slot.began_ns.load(Ordering::Relaxed));
+        let now_ns = monotonic_ns();
+        let run_ns = now_ns.saturating_sub(slot.began_ns.load(Ordering::Relaxed));
         let mut answering = locked(&self.answering);
         self.collect_returns(&mut answering)?;
         let mut room = INLINE_MOST;
@@ -344,7 +398,7 @@ impl Worker {
         self.lane.end(at);
         slot.job.store(0, Ordering::Release);
         reached(Step::Ended);
-        Ok(())
+        self.look_at_memory(now_ns)
     }
 
     /// Says something besides answers. An error of kind `OutOfMemory` means that there is no room for so much; every

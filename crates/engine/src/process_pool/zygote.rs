@@ -131,6 +131,11 @@ impl Zygote {
         Ok(Some(report))
     }
 
+    /// Ends the zygote, and the kernel its workers.
+    pub fn kill(&self) {
+        self.child.kill();
+    }
+
     /// Ends the link, which ends the zygote and all its workers, and waits for that.
     pub fn close(self) {
         let Self { channel, child } = self;

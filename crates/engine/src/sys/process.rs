@@ -46,6 +46,14 @@ impl Child {
         Ok(Self(pid.ok_or(io::ErrorKind::InvalidInput)?))
     }
 
+    /// Kills it.
+    pub fn kill(&self) {
+        // Without a pidfd it is gone already.
+        if let Ok(pidfd) = pidfd_open(self.0, PidfdFlags::empty()) {
+            let _ = kill(&pidfd);
+        }
+    }
+
     /// Waits until it has ended; if that takes longer than `limit`, it is killed.
     pub fn wait(self, limit: Duration) {
         // Without a pidfd it is gone already.
@@ -95,6 +103,18 @@ pub fn wait_end(pidfd: impl AsFd, limit: Duration) -> bool {
             ended => return ended.is_ok_and(|count| count > 0),
         }
     }
+}
+
+/// How many bytes of memory the calling process has for itself: without files and memory that it shares.
+pub fn own_bytes() -> io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kilobytes
+        .map(|kilobytes| kilobytes << 10)
+        .ok_or(io::ErrorKind::InvalidData.into())
 }
 
 /// Asks the kernel to have this process go on, if it is stopped, when its parent's thread ends.
