@@ -114,6 +114,8 @@ def _serve(
     if (util := sys.modules.get("multiprocessing.util")) is not None:
         util._finalizer_registry.clear()
         util._run_after_forkers()
+        # The program's processes are not a worker's to end when it leaves.
+        sys.modules["multiprocessing.process"]._children = set()  # type: ignore[attr-defined]
     poll = select.poll()
     poll.register(link, select.POLLIN)
     poll.register(watch, select.POLLIN)

@@ -62,6 +62,16 @@ def test_nameless_semaphores_are_inherited() -> None:
             made.submit(calls.acquire, late).result(60)
 
 
+def test_workers_leave_the_programs_daemons_alone() -> None:
+    daemon = multiprocessing.get_context("spawn").Process(target=calls.sleep, args=(600,), daemon=True)
+    daemon.start()
+    with executor() as made:
+        assert made.submit(calls.square, 3).result(60) == 9
+    assert daemon.is_alive()
+    daemon.kill()
+    daemon.join(60)
+
+
 def test_there_is_no_second_fork() -> None:
     before = children(os.getpid())
     with executor() as made:
