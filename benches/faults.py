@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -158,8 +159,8 @@ class Chaos:
         self.killed: set[int] = set()
         self.zygotes = 0
         self.cancelled: set[int] = set()
-        # Which tasks were lost with which worker.
-        self.dead: defaultdict[int, list[int]] = defaultdict(list)
+        # Which tasks were lost with which worker, and when that was heard.
+        self.dead: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
         self.retries: dict[int, int] = {}
         self.outcome_of: dict[int, str] = {}
 
@@ -248,7 +249,7 @@ class Chaos:
         name = type(error).__name__
         match error:
             case WorkerDied():
-                self.dead[error.pid].append(task.number)
+                self.dead[error.pid].append((time.monotonic(), task.number))
                 told = (error.exitcode, error.signal)
                 own = {"exits": (task.number % 250 + 1, None), "crashes": (None, signal.SIGSEGV)}
                 if told == own.get(task.kind):
@@ -401,12 +402,14 @@ class Chaos:
             if outcome in ("Boom", "ResultNotPicklable") and not runs:
                 complain(f"task {number} failed and was not run")
         for pid, lost in self.dead.items():
-            if len(lost) > 1:
-                complain(f"one death, of {pid}, cost {len(lost)} tasks: {lost}")
+            # Process ids come again, but not so soon.
+            for (first, one), (second, other) in pairwise(sorted(lost)):
+                if second - first < 5:
+                    complain(f"one death, of {pid}, cost two tasks: {one}, {other}")
         strangers = [
             pid
             for pid, lost in self.dead.items()
-            if pid not in self.killed and self.outcome_of[lost[0]].endswith("(killed)")
+            if pid not in self.killed and self.outcome_of[lost[0][1]].endswith("(killed)")
         ]
         # Those that were killed together with their zygote.
         if len(strangers) > self.zygotes * self.workers:
