@@ -254,7 +254,7 @@ def _report(
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_name(),
         "cpus": len(os.sched_getaffinity(0)),
-        "versions": {name: _version(name) for name in ("plait", "joblib", "pebble", "numpy")},
+        "versions": {name: _version(name) for name in ("plait", "joblib", "mpire", "pebble", "numpy")},
     }
     console = Console(highlight=False)
     console.print(table)
