@@ -165,10 +165,11 @@ class Loky(OfExecutor):
 
 
 class OfMpire:
-    """mpire's pool, whose workers stay."""
+    """mpire's pools, whose workers stay: one for jobs, one for maps, as one cannot have both in turn."""
 
     def __init__(self) -> None:
         self.pool = WorkerPool(WORKERS, keep_alive=True)
+        self.mapping = WorkerPool(WORKERS, keep_alive=True)
 
     def submit(self, fn: Callable[..., Any], *args: Any) -> Any:
         return self.pool.apply_async(fn, args)
@@ -177,10 +178,11 @@ class OfMpire:
         return job.get()
 
     def map(self, fn: Callable[[Any], Any], items: range, chunksize: int | None = None) -> list[Any]:
-        return list(self.pool.imap(fn, items, chunk_size=chunksize))
+        return list(self.mapping.imap(fn, items, chunk_size=chunksize))
 
     def close(self) -> None:
         self.pool.terminate()
+        self.mapping.terminate()
 
 
 class Joblib:
