@@ -29,6 +29,7 @@ class Mutant(NamedTuple):
 
 RING, WINDOW, BELL, WAIT_QUEUE = "ring.rs", "window.rs", "bell.rs", "wait_queue.rs"
 OWNED_LOCK, LOG, GATE = "owned_lock.rs", "log.rs", "gate.rs"
+SEMAPHORE, EVENT, BARRIER = "semaphore.rs", "event.rs", "barrier.rs"
 RELEASE, ACQUIRE, RELAXED = "Ordering::Release", "Ordering::Acquire", "Ordering::Relaxed"
 EXCHANGE = f"Ordering::AcqRel,\n                {ACQUIRE},"
 FENCE = "        fence(Ordering::SeqCst);\n"
@@ -67,6 +68,15 @@ MUTANTS = [
     weaker(WAIT_QUEUE, "(WAITING, GRANTED, ", RELEASE),
     weaker(WAIT_QUEUE, "(GRANTED, GONE, ", ACQUIRE),
     weaker(WAIT_QUEUE, "self.state.load(", ACQUIRE),
+    # The locks: what was done before an event was set; who is called, and what is given back.
+    Mutant(EVENT, "loom_locks", f"store(true, {RELEASE})", f"store(true, {RELAXED})"),
+    Mutant(EVENT, "loom_locks", f"flag.load({ACQUIRE})", f"flag.load({RELAXED})"),
+    Mutant(EVENT, "loom_locks", f"if self.flag.load({ACQUIRE})", "if false"),
+    Mutant(SEMAPHORE, "loom_locks", "while self.turns < self.free", "while self.turns + 1 < self.free"),
+    Mutant(SEMAPHORE, "loom_locks", "if first.was_overtaken()", "if false"),
+    Mutant(SEMAPHORE, "loom_locks", "state.take_back(Grant::Turn);", ""),
+    Mutant(SEMAPHORE, "loom_locks", "state.take_back(Grant::Turn);", "", 1),
+    Mutant(BARRIER, "loom_locks", "state.shut && state.waiters.contains(waiter)", "false"),
 ]
 
 

@@ -15,6 +15,7 @@ waits for it.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading as _standard
 from types import ModuleType
@@ -253,8 +254,8 @@ def watch(limit: float = 10.0, report: Callable[[Deadlock], object] | None = Non
     this call, and `Thread.join`; a `Lock` counts as held by whoever acquired it last, and one that its own
     holder waits for, as a signal.
 
-    Returns the watch; its ``stop()`` ends it, as does leaving a ``with`` block. Raises `ValueError` if `limit`
-    is not above 0. Thread-safe. The child of a fork is not watched.
+    Returns the watch; its ``stop()`` ends it, as does leaving a ``with`` block. Raises `ValueError` if
+    `limit` is not above 0. Thread-safe. The child of a fork is not watched.
     """
     from plait._deadlocks import Watch
 
@@ -301,3 +302,5 @@ class _Threading(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Threading
+# Whoever stood in line is the parent's.
+os.register_at_fork(after_in_child=_rust.forget_waiting_threads)

@@ -460,3 +460,41 @@ def test_a_forked_child_can_use_what_another_thread_held_or_waited_for(module: M
         done.set()
         semaphore.release()
         event.set()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_in_a_forked_child_nobody_waits_for_the_threads_of_the_parent(module: ModuleType) -> None:
+    semaphore = module.Semaphore(0)
+    condition = module.Condition(module.Lock())
+
+    def wait() -> None:
+        with condition:
+            condition.wait(LONG)
+
+    with running(lambda: semaphore.acquire(timeout=LONG), wait):
+        time.sleep(0.05)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                semaphore.release()
+                usable = [semaphore.acquire(timeout=5)]
+                mine = [
+                    threading.Thread(target=lambda: usable.append(semaphore.acquire(timeout=5))),
+                    threading.Thread(target=wait),
+                ]
+                for thread in mine:
+                    thread.start()
+                time.sleep(0.1)
+                semaphore.release()
+                with condition:
+                    condition.notify_all()
+                for thread in mine:
+                    thread.join(LONG)
+                status = 0 if usable == [True, True] and not any(one.is_alive() for one in mine) else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        semaphore.release()
+        with condition:
+            condition.notify_all()

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use plait_sync::parker::{Parker, Unparker};
+use plait_sync::wait_queue;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -152,6 +153,7 @@ fn detach<R: Send>(py: Python<'_>, body: impl FnOnce() -> R + Send) -> R {
 /// In the child of a fork: the thread that is left may wait again, although another was perhaps about to wake it.
 #[pyfunction]
 pub fn forget_waiting_threads() {
+    wait_queue::after_fork();
     PARKER.replace(Parker::new());
     WAITING.store(0, Ordering::Relaxed);
 }

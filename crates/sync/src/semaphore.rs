@@ -50,6 +50,13 @@ struct State {
 }
 
 impl State {
+    /// In the child of a fork, nobody is on the way.
+    fn renew(&mut self) {
+        if self.waiters.renew() {
+            self.turns = 0;
+        }
+    }
+
     /// Calls waiters for the units that nobody is on the way to take.
     fn call(&mut self) -> Granted<Grant> {
         let mut granted = Granted::new();
@@ -119,6 +126,7 @@ impl Semaphore {
             state.free -= 1;
             return Attempt::Acquired;
         }
+        state.renew();
         Attempt::Waiting(state.waiters.enqueue(wake()))
     }
 
@@ -163,6 +171,7 @@ impl Semaphore {
     /// Gives `count` units back and calls those that wait for them.
     pub fn release(&self, count: u64) -> Result<(), TooMany> {
         let mut state = self.state();
+        state.renew();
         match state.free.checked_add(count) {
             Some(free) if free <= state.bound => state.free = free,
             _ => return Err(TooMany),

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 
 use crate::parker::Unparker;
 use crate::primitive::{Arc, AtomicU8, Ordering, UnsafeCell};
@@ -19,6 +20,14 @@ const WAITING: u8 = 0;
 const GRANTED: u8 = 1;
 /// The value was taken, or the waiter abandoned before there was one.
 const GONE: u8 = 2;
+
+/// How often this process has been forked off from another. Not loom's: no interleaving of threads changes it.
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+/// In the child of a fork, before anything else: the threads and coroutines that stood in line are the parent's.
+pub fn after_fork() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
 
 /// How a waiter is woken: a parked thread's [`Unparker`], a callback into an event loop, …
 pub trait Wake: Send + Sync {
@@ -141,6 +150,8 @@ pub struct WaitQueue<T> {
     /// In the order of their places.
     waiters: VecDeque<Arc<Waiter<T>>>,
     next_place: u64,
+    /// [`FORKS`] when it was last used.
+    forks: u64,
 }
 
 impl<T> WaitQueue<T> {
@@ -149,11 +160,26 @@ impl<T> WaitQueue<T> {
         Self {
             waiters: VecDeque::new(),
             next_place: 0,
+            forks: 0,
         }
+    }
+
+    /// Forgets those in line if this process was forked off since they joined; true if so. All that joins or grants
+    /// does it first; an owner that keeps account of its waiters asks before it looks at its account.
+    pub fn renew(&mut self) -> bool {
+        let forks = FORKS.load(Ordering::Relaxed);
+        if self.forks == forks {
+            return false;
+        }
+        self.forks = forks;
+        // Not dropped: that could run Python code under the owner's mutex, or wait for one that a lost thread held.
+        std::mem::forget(std::mem::take(&mut self.waiters));
+        true
     }
 
     /// Joins at the end.
     pub fn enqueue(&mut self, wake: Box<dyn Wake>) -> Arc<Waiter<T>> {
+        self.renew();
         let place = self.next_place;
         self.next_place += 1;
         let waiter = Waiter::arc(place, false, wake);
@@ -164,6 +190,7 @@ impl<T> WaitQueue<T> {
     /// Joins at the place that it had when it was granted its turn and found nothing left to take; it has been
     /// overtaken, as [`Waiter::was_overtaken`] will tell.
     pub fn enqueue_again(&mut self, place: u64, wake: Box<dyn Wake>) -> Arc<Waiter<T>> {
+        self.renew();
         let waiter = Waiter::arc(place, true, wake);
         let (Ok(at) | Err(at)) = self.find(place);
         self.waiters.insert(at, Arc::clone(&waiter));
@@ -173,6 +200,7 @@ impl<T> WaitQueue<T> {
     /// Grants the value to the first that has not abandoned, which is out of line then: wake it, outside the owner's mutex.
     /// Gives the value back if there is nobody.
     pub fn grant(&mut self, value: T) -> Result<Arc<Waiter<T>>, T> {
+        self.renew();
         let mut value = value;
         while let Some(waiter) = self.waiters.pop_front() {
             match waiter.grant(value) {
