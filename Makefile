@@ -12,7 +12,7 @@ CONFORMANCE_PYTHON ?= $(shell scripts/find_conformance_python $(PYTHON))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint rust-test loom loom-mutants python-test stubtest build free-threaded conformance bench faults clean requirements lint-tools
+.PHONY: help demo test lint rust-test loom sanitize loom-mutants python-test parallel-test stubtest build free-threaded conformance bench faults clean requirements lint-tools
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -21,7 +21,7 @@ help: ## say what can be made
 demo: $(VENV)/built ## the same real work under every model, and which is best by how much (two minutes)
 	@$(RUN) examples/demo.py
 
-test: lint rust-test loom python-test stubtest ## everything that must pass before a change lands
+test: lint rust-test loom python-test parallel-test stubtest ## everything that must pass before a change lands
 	@echo "make test: all passed ($$($(RUN) --version), $$(rustc --version | cut -d ' ' -f 1,2))"
 
 lint: $(VENV)/dev $(VENV)/built | lint-tools ## formatting, clippy, ruff, mypy --strict
@@ -40,6 +40,10 @@ loom: | requirements ## the shared-memory and queue protocols under every interl
 	RUSTFLAGS="--cfg plait_loom" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		cargo test --locked --release --package plait-sync --target-dir target/loom --test 'loom_*'
 
+sanitize: | requirements ## the address sanitizer over the tests of crates/sync (two minutes)
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/sanitize \
+		cargo test --locked --package plait-sync --tests --target "$$(rustc -vV | sed -n 's/^host: //p')"
+
 loom-mutants: | requirements ## weaken the orderings one by one: loom must notice each (two minutes)
 	$(PYTHON) scripts/loom_mutants.py
 
@@ -49,6 +53,9 @@ python-test: $(VENV)/dev $(VENV)/built ## pytest; then workers killed at every s
 		cargo build --locked --quiet --package plait-python --features fault-hooks
 	scripts/hooked_package "target/hooked/$(KEY)" target/debug/lib_rust.so
 	PYTHONPATH="$(CURDIR)/target/hooked/$(KEY)" $(RUN) -m pytest tests/faults/test_killed_at_every_step.py
+
+parallel-test: $(VENV)/dev $(VENV)/built ## the contract of the locks, each test in several threads at once
+	$(RUN) -m pytest --parallel-threads 4 tests/contract/test_locks_contract.py
 
 stubtest: $(VENV)/dev $(VENV)/built ## the stubs say what the compiled module has
 	$(RUN) -m mypy.stubtest plait._rust --allowlist tests/stubtest.txt --ignore-unused-allowlist
@@ -70,6 +77,7 @@ conformance: ## CPython's own tests of concurrent.futures and multiprocessing on
 bench: $(VENV)/bench $(VENV)/built ## ours against the standard pools, pebble and joblib, as ratios
 	$(RUN) benches/thread_pool.py
 	$(RUN) benches/process_pool.py
+	$(RUN) benches/locks.py
 	$(RUN) benches/multiprocessing_queue.py
 
 faults: $(VENV)/built ## ten thousand faults over a hundred thousand tasks: each costs what it may cost (ten minutes)

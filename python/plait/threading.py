@@ -102,6 +102,10 @@ class Condition(_rust.Condition, _standard.Condition):
     def __repr__(self) -> str:
         return f"<Condition({self._lock}, {self._waiting()})>"
 
+    def locked(self) -> bool:
+        """Whether the lock is acquired by anybody."""
+        return bool(self._lock.locked())
+
     def _lock_for_coroutines(self) -> Lock:
         lock = self._lock
         if not isinstance(lock, Lock):

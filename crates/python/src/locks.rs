@@ -38,6 +38,10 @@ fn future_wake(bell: &Bound<'_, LoopBell>, future: &Bound<'_, PyAny>) -> Box<dyn
     Box::new(FutureWake::new(bell, future))
 }
 
+fn not_a_number() -> PyErr {
+    PyValueError::new_err("Invalid value NaN (not a number)")
+}
+
 /// How long a call may take.
 #[derive(Clone, Copy)]
 enum Patience {
@@ -59,7 +63,8 @@ impl Patience {
             .map_or(Self::Forever, Self::Until))
     }
 
-    /// `timeout` of an `Event`, a `Condition`, a `Semaphore` or a `Barrier`: None for ever; what is not above 0 is 0.
+    /// `timeout` of an `Event`, a `Condition`, a `Semaphore` or a `Barrier`: None for ever; what is not above 0 is 0, but
+    /// a NaN is an error where it is one for the standard classes.
     fn of_wait(timeout: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         let Some(timeout) = timeout else {
             return Ok(Self::Forever);
@@ -67,6 +72,8 @@ impl Patience {
         let seconds: f64 = timeout.extract()?;
         if seconds > 0.0 {
             Self::for_seconds(seconds)
+        } else if seconds.is_nan() && timeout.py().version_info() >= (3, 14) {
+            Err(not_a_number())
         } else {
             Ok(Self::None)
         }
@@ -83,7 +90,7 @@ impl Patience {
         let blocking = blocking.map_or(Ok(true), PyAnyMethods::is_truthy)?;
         let seconds: f64 = timeout.map_or(Ok(-1.0), PyAnyMethods::extract)?;
         if seconds.is_nan() {
-            return Err(PyValueError::new_err("Invalid value NaN (not a number)"));
+            return Err(not_a_number());
         }
         #[allow(clippy::float_cmp)] // This very value means that there is none.
         let endless = seconds == -1.0;
