@@ -716,3 +716,29 @@ fn a_short_job_behind_a_long_one_is_taken_back_for_an_idle_worker() {
     );
     assert_eq!(actions, [Action::Send { worker: 1, job: 2 }]);
 }
+
+#[test]
+fn a_job_does_not_wait_for_a_worker_that_is_still_starting() {
+    let mut supervisor = Supervisor::new(&Settings::of(2));
+    let submitted = |job| Event::Submitted { job, retries: 0 };
+    let ready = Event::Ready { worker: 0 };
+    actions_of(&mut supervisor, &[submitted(0), submitted(1), ready]);
+    let answered = Event::Answered {
+        worker: 0,
+        job: 0,
+        failed: false,
+        run_ns: 1_000,
+    };
+    let actions = actions_of(&mut supervisor, &[answered]);
+    let revoke = Action::Revoke {
+        worker: 1,
+        count: 1,
+    };
+    assert_eq!(actions, [Action::Deliver { job: 0 }, revoke]);
+    let revoked = Event::Revoked {
+        worker: 1,
+        count: 1,
+    };
+    let actions = actions_of(&mut supervisor, &[revoked]);
+    assert_eq!(actions, [Action::Send { worker: 0, job: 1 }]);
+}

@@ -676,10 +676,11 @@ impl Supervisor {
         }
         let width = self.width.now;
         // One that runs can have begun as many as it may run at once; one that has not started, none.
-        let waiting = |worker: &Worker| match width {
-            1 => worker.queue.len() / 2,
-            _ if worker.ready => worker.queue.len().saturating_sub(width),
-            _ => worker.queue.len() / 2,
+        let waiting = |worker: &Worker| match worker.queue.len() {
+            // Who knows when it will start: its jobs are better off where they can begin at once.
+            sent if !worker.ready && idle => sent,
+            sent if worker.ready && width > 1 => sent.saturating_sub(width),
+            sent => sent / 2,
         };
         let busiest = self
             .workers
