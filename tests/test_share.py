@@ -146,7 +146,8 @@ def test_every_model_takes_a_handle(model: str) -> None:
 def test_interpreters_take_a_handle() -> None:
     with plait.Executor("interpreters", 2) as ex:
         shared = plait.share(b"abc" * 1000)
-        assert ex.submit(describe, shared).result() == ("bytes", 3000)
+        # Not a function of this module, which imports numpy.
+        assert ex.submit(plait.Shared.get, shared).result() == b"abc" * 1000
 
 
 def test_the_handle_may_be_dropped_right_after_submit(ex: plait.Executor) -> None:
