@@ -5,15 +5,18 @@ from __future__ import annotations
 import concurrent.futures
 import concurrent.futures.process
 import concurrent.futures.thread
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import plait
+import plait.threading
 from plait import futures
 
 STANDARD = (concurrent.futures.ThreadPoolExecutor, concurrent.futures.ProcessPoolExecutor)
@@ -53,6 +56,24 @@ def test_twice_is_once_and_it_can_be_undone() -> None:
     assert names() == [*STANDARD, *STANDARD]
     plait.uninstall()
     assert names() == [*STANDARD, *STANDARD]
+
+
+def test_it_replaces_the_locks_by_classes_that_derive_from_them() -> None:
+    before = {name: getattr(threading, name) for name in ("Semaphore", "Event", "Condition", "Barrier")}
+    lock, old = threading.Lock, threading.Event()
+    plait.install()
+    for name, standard in before.items():
+        assert getattr(threading, name) is getattr(plait.threading, name)
+        assert issubclass(getattr(threading, name), standard)
+    assert threading.Lock is lock
+    assert isinstance(old, before["Event"])
+    items: queue.Queue[int] = queue.Queue()
+    thread = threading.Thread(target=items.put, args=(7,))
+    thread.start()
+    assert items.get(timeout=30) == 7
+    thread.join()
+    plait.uninstall()
+    assert {name: getattr(threading, name) for name in before} == before
 
 
 def test_executors_made_before_go_on() -> None:

@@ -1,4 +1,4 @@
-"""`install`: the standard executors and `multiprocessing`, by their standard names, become plait's."""
+"""`install`: the standard executors, locks and `multiprocessing`, by their standard names, become plait's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ __all__ = ["install", "uninstall"]
 _lock = threading.Lock()
 # What was there before, by module and name.
 _replaced: dict[tuple[ModuleType, str], Any] = {}
+
+# The classes of `threading` of which plait has its own that derive from them.
+_LOCKS = ("Semaphore", "BoundedSemaphore", "Event", "Condition", "Barrier")
 
 # The modules of `multiprocessing` of which plait has its own.
 _MODULES = (
@@ -35,19 +38,22 @@ _MODULES = (
 
 
 def install() -> None:
-    """Put plait's executors and `multiprocessing` in the place of the standard ones.
+    """Put plait's executors, locks and `multiprocessing` in the place of the standard ones.
 
     Replaced are ``ThreadPoolExecutor`` and ``ProcessPoolExecutor`` in `concurrent.futures`,
     `concurrent.futures.thread` and `concurrent.futures.process`, and what `plait.multiprocessing` has of its
-    own in `multiprocessing` and its modules. Code that has imported the names before keeps the standard ones,
-    as do executors, contexts and other objects that exist already: call this first. The start method stays
-    what it was set to; if it was not, it is plait's zygote. `asyncio.to_thread` and
-    ``loop.run_in_executor(None, ...)`` use plait's threads too, because they look the name up.
+    own in `multiprocessing` and its modules; and in `threading` ``Semaphore``, ``BoundedSemaphore``, ``Event``,
+    ``Condition`` and ``Barrier``, by classes that derive from them. ``Lock`` and ``RLock`` stay the standard
+    ones, whose types are compared with. Code that has imported the names before keeps the standard ones, as do
+    executors, contexts and other objects that exist already: call this first. The start method stays what it
+    was set to; if it was not, it is plait's zygote. `asyncio.to_thread` and ``loop.run_in_executor(None, ...)``
+    use plait's threads too, because they look the name up.
 
     May be called again, which changes nothing. Thread-safe. A forked child inherits it; another one does if
     it imports a main module that calls this.
     """
     with _lock:
+        import plait.threading
         from plait import futures
 
         ours = {
@@ -57,6 +63,8 @@ def install() -> None:
         for name, (executor, home) in ours.items():
             for module in (concurrent.futures, home):
                 _replace(module, name, executor)
+        for name in _LOCKS:
+            _replace(threading, name, getattr(plait.threading, name))
         for module, name, value in list(_of_multiprocessing()):
             _replace(module, name, value)
 
