@@ -124,9 +124,10 @@ def share(obj: T, *, writable: bool = False) -> Shared[T]:
     """Put a value into memory that every process can read, once; passing it to a job then costs nothing.
 
     The value is copied now: whatever happens to ``obj`` afterwards changes nothing. Jobs get the handle and
-    ask it for its `Shared.value`, under every model. Large buffers in it (of numpy arrays, Arrow tables, PIL
-    images, torch tensors, memoryviews, whatever pickles with protocol 5, in any nesting) are used in place by
-    every process; the rest is unpickled once per process.
+    ask it for its `Shared.value`, under every model but ``"interpreters"``, which cannot load what it needs.
+    Large buffers in it (of numpy arrays, Arrow tables, PIL images, torch tensors, memoryviews, whatever
+    pickles with protocol 5, in any nesting) are used in place by every process; the rest is unpickled once
+    per process.
 
     Args:
         obj: what to share; it must be possible to pickle it.
