@@ -13,6 +13,7 @@ mod plain;
 mod plain_calls;
 mod process_pool;
 mod process_sync;
+mod queue;
 mod shared_memory;
 mod thread_pool;
 mod waiting;
@@ -46,6 +47,8 @@ mod _rust {
     use super::process_sync::{
         ProcessEvent, ProcessQueue, ProcessWaiters, ReceivedBuffer, SemLock, note_fork,
     };
+    #[pymodule_export]
+    use super::queue::{Queue, QueueWaiter, SimpleQueue};
     #[pymodule_export]
     use super::shared_memory::{Segment, SegmentPart, SharedBuffer, Ticket, memory_fallback};
     #[pymodule_export]

@@ -156,6 +156,7 @@ pub fn forget_waiting_threads() {
     wait_queue::after_fork();
     PARKER.replace(Parker::new());
     WAITING.store(0, Ordering::Relaxed);
+    crate::queue::note_fork();
 }
 
 /// For a detached thread that was called by one which is still attached: waits a few microseconds, until that one

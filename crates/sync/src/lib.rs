@@ -6,6 +6,7 @@
 //! | [`job_queue`] | any number of pushers, workers that sleep when idle | FIFO | one mutex; one wake-up at a time |
 //! | [`wait_queue`] | the owner of a lock or queue, any number of waiters of any kind | FIFO | one compare-and-swap each side |
 //! | [`semaphore`], [`event`], [`condition`], [`barrier`], [`rlock`] | any number of threads and coroutines | FIFO, newcomers may be quicker | one mutex, held for a few loads and stores |
+//! | [`queue`] | any number of putters and getters, threads and coroutines | FIFO or LIFO | one mutex; wakes only who waits |
 //! | [`bell`] | one sleeper, any number of ringers | – | one fence while nobody sleeps |
 //! | [`ring`] | one producer, one consumer, byte frames | FIFO | two copies, one store each side |
 //! | [`owned_lock`] | any number of processes | whoever comes | one compare-and-swap |
@@ -26,6 +27,7 @@ pub mod owned_lock;
 pub mod parker;
 pub mod permits;
 mod primitive;
+pub mod queue;
 pub mod ring;
 pub mod rlock;
 pub mod semaphore;
