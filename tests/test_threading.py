@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -191,6 +192,24 @@ def test_what_a_closed_loop_left_behind_goes_to_others() -> None:
     waits.join(LONG)
     assert acquired == [True]
     assert task is not None
+
+
+def test_a_loop_that_is_closed_with_several_waiting_keeps_nothing() -> None:
+    semaphore = ours.Semaphore(0)
+    loop = asyncio.new_event_loop()
+    tasks = [loop.create_task(semaphore.acquire_async()) for _ in range(3)]
+    loop.run_until_complete(asyncio.sleep(0))
+    semaphore.release()  # asks the loop, which is closed before it looks
+    loop.close()
+    semaphore.release(2)
+    for task in tasks:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    assert semaphore.acquire(timeout=LONG)
+    assert semaphore.acquire(timeout=LONG)
+    tasks.clear()
+    del task
+    gc.collect()
+    assert semaphore.acquire(timeout=LONG)
 
 
 def test_an_event_wakes_coroutines_of_several_loops_and_threads() -> None:

@@ -42,12 +42,12 @@ def install() -> None:
 
     Replaced are ``ThreadPoolExecutor`` and ``ProcessPoolExecutor`` in `concurrent.futures`,
     `concurrent.futures.thread` and `concurrent.futures.process`, and what `plait.multiprocessing` has of its
-    own in `multiprocessing` and its modules; and in `threading` ``Semaphore``, ``BoundedSemaphore``, ``Event``,
-    ``Condition`` and ``Barrier``, by classes that derive from them. ``Lock`` and ``RLock`` stay the standard
-    ones, whose types are compared with. Code that has imported the names before keeps the standard ones, as do
-    executors, contexts and other objects that exist already: call this first. The start method stays what it
-    was set to; if it was not, it is plait's zygote. `asyncio.to_thread` and ``loop.run_in_executor(None, ...)``
-    use plait's threads too, because they look the name up.
+    own in `multiprocessing` and its modules; and in `threading` ``Semaphore``, ``BoundedSemaphore``,
+    ``Event``, ``Condition`` and ``Barrier``, by classes that derive from them. ``Lock`` and ``RLock`` stay
+    the standard ones, whose types are compared with. Code that has imported the names before keeps the
+    standard ones, as do executors, contexts and other objects that exist already: call this first. The start
+    method stays what it was set to; if it was not, it is plait's zygote. `asyncio.to_thread` and
+    ``loop.run_in_executor(None, ...)`` use plait's threads too, because they look the name up.
 
     May be called again, which changes nothing. Thread-safe. A forked child inherits it; another one does if
     it imports a main module that calls this.

@@ -102,6 +102,11 @@ class Condition(_rust.Condition, _standard.Condition):
     def __repr__(self) -> str:
         return f"<Condition({self._lock}, {self._waiting()})>"
 
+    @property
+    def _waiters(self) -> range:
+        """As long as the line of those that wait: what other code asks the standard class's list for."""
+        return range(self._waiting())
+
     def locked(self) -> bool:
         """Whether the lock is acquired by anybody."""
         return bool(self._lock.locked())

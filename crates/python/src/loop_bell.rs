@@ -51,7 +51,11 @@ impl LoopBell {
             granted.len() == 1
         };
         if !first {
-            return true;
+            // Somebody asked the loop already; if it was closed since, it will not ring.
+            return event_loop
+                .call_method0(intern!(py, "is_closed"))
+                .and_then(|closed| closed.is_truthy())
+                .is_ok_and(|closed| !closed);
         }
         let asked = slf
             .getattr(intern!(py, "ring"))
