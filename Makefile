@@ -78,6 +78,7 @@ bench: $(VENV)/bench $(VENV)/built ## ours against the standard pools, pebble an
 	$(RUN) benches/thread_pool.py
 	$(RUN) benches/process_pool.py
 	$(RUN) benches/locks.py
+	$(RUN) benches/queues.py
 	$(RUN) benches/multiprocessing_queue.py
 
 faults: $(VENV)/built ## ten thousand faults over a hundred thousand tasks: each costs what it may cost (ten minutes)

@@ -176,8 +176,8 @@ class Queue(_rust.Queue, _standard.Queue[T]):
         with self.mutex:
             return self._qsize()
 
-    def _classic_put(self, item: T, block: bool, timeout: float | None) -> None:
-        with self.not_full:
+    def _classic_put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
+        with self.mutex:
             if self.is_shutdown:
                 raise ShutDown
             if self.maxsize > 0:
@@ -198,15 +198,12 @@ class Queue(_rust.Queue, _standard.Queue[T]):
                         self.not_full.wait(left)
                         if self.is_shutdown:
                             raise ShutDown
-            self._add(item)
+            self._put(item)
+            self.__dict__["unfinished_tasks"] += 1
+            self.not_empty.notify()
 
-    def _add(self, item: T) -> None:
-        self._put(item)
-        self.unfinished_tasks += 1
-        self.not_empty.notify()
-
-    def _classic_get(self, block: bool, timeout: float | None) -> T:
-        with self.not_empty:
+    def _classic_get(self, block: bool = True, timeout: float | None = None) -> T:
+        with self.mutex:
             if self.is_shutdown and not self._qsize():
                 raise ShutDown
             if not block:
@@ -226,12 +223,9 @@ class Queue(_rust.Queue, _standard.Queue[T]):
                     self.not_empty.wait(left)
                     if self.is_shutdown and not self._qsize():
                         raise ShutDown
-            return self._remove()
-
-    def _remove(self) -> T:
-        item: T = self._get()
-        self.not_full.notify()
-        return item
+            item: T = self._get()
+            self.not_full.notify()
+            return item
 
     def _classic_task_done(self) -> None:
         with self.all_tasks_done:
@@ -265,7 +259,9 @@ class Queue(_rust.Queue, _standard.Queue[T]):
                 await self.not_full.wait_async()
             if self.is_shutdown:
                 raise ShutDown
-            self._add(item)
+            self._put(item)
+            self.unfinished_tasks += 1
+            self.not_empty.notify()
 
     async def _classic_get_async(self) -> T:
         async with self.not_empty:
@@ -273,7 +269,9 @@ class Queue(_rust.Queue, _standard.Queue[T]):
                 if self.is_shutdown:
                     raise ShutDown
                 await self.not_empty.wait_async()
-            return self._remove()
+            item: T = self._get()
+            self.not_full.notify()
+            return item
 
     async def _classic_join_async(self) -> None:
         async with self.all_tasks_done:
@@ -290,8 +288,11 @@ class LifoQueue(Queue[T], _standard.LifoQueue[T]):
 class PriorityQueue(Queue[T], _standard.PriorityQueue[T]):  # type: ignore[type-var]
     """A `Queue` that gives the smallest item; see `queue.PriorityQueue`.
 
-    Items are compared by Python, so it costs as much as the standard one.
+    Items are compared by Python, so it costs about as much as the standard one.
     """
+
+    if not TYPE_CHECKING:
+        put, get = Queue._classic_put, Queue._classic_get
 
 
 class SimpleQueue(_rust.SimpleQueue):
