@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,17 +32,32 @@ def in_thread(name: str, body: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+@pytest.fixture
+def over() -> Iterator[threading.Event]:
+    """Set when the circle may end; at the end of the test at the latest."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def insist(lock: Any, over: threading.Event) -> None:
+    """Wait for the lock, again and again, each time long enough to be seen; until the test is over."""
+    while not over.is_set():
+        if lock.acquire(timeout=0.5):
+            lock.release()
+            return
+
+
 @pytest.mark.parametrize("make", [ours.Lock, ours.RLock])
 def test_two_threads_that_lock_in_opposite_order(
-    told: queue.Queue[Deadlock], make: Callable[[], Any]
+    told: queue.Queue[Deadlock], over: threading.Event, make: Callable[[], Any]
 ) -> None:
     locks, both = [make(), make()], threading.Barrier(2)
 
     def body(first: int) -> None:
         with locks[first]:
             both.wait(LONG)
-            if locks[1 - first].acquire(timeout=5):
-                locks[1 - first].release()
+            insist(locks[1 - first], over)
 
     threads = [in_thread(f"locker-{first}", lambda first=first: body(first)) for first in (0, 1)]
     deadlock = told.get(timeout=LONG)
@@ -54,6 +69,7 @@ def test_two_threads_that_lock_in_opposite_order(
         assert repr(locks[first]) in report
     assert report.count("in body") == 2
     assert all(wait.seconds >= 0.1 for wait in deadlock.waits)
+    over.set()
     for thread in threads:
         thread.join(LONG)
     time.sleep(0.2)
@@ -86,37 +102,40 @@ def test_two_coroutines_that_lock_in_opposite_order(told: queue.Queue[Deadlock])
     assert "in body" in report
 
 
-def test_a_thread_and_a_coroutine_whose_loop_is_blocked(told: queue.Queue[Deadlock]) -> None:
+def test_a_thread_and_a_coroutine_whose_loop_is_blocked(
+    told: queue.Queue[Deadlock], over: threading.Event
+) -> None:
     mine, other = plait.Lock(), plait.Lock()
     both = threading.Barrier(2)
 
     def by_thread() -> None:
         with other:
             both.wait(LONG)
-            if mine.acquire(timeout=5):
-                mine.release()
+            insist(mine, over)
 
     async def main() -> None:
         async with mine:
             both.wait(LONG)
-            if other.acquire(timeout=5):  # blocks the loop, and thereby the task that has `mine`
-                other.release()
+            insist(other, over)  # blocks the loop, and thereby the task that has `mine`
 
     thread = in_thread("thread", by_thread)
     loop = in_thread("loop", lambda: asyncio.run(main()))
     report = str(told.get(timeout=LONG))
     assert "thread 'thread'" in report
     assert "the thread of its event loop" in report
+    over.set()
     thread.join(LONG)
     loop.join(LONG)
 
 
-def test_a_join_of_a_thread_that_wants_what_the_joiner_holds(told: queue.Queue[Deadlock]) -> None:
+def test_a_join_of_a_thread_that_wants_what_the_joiner_holds(
+    told: queue.Queue[Deadlock], over: threading.Event
+) -> None:
     lock, held = plait.Lock(), threading.Event()
 
     def worker() -> None:
         held.wait(LONG)
-        lock.acquire(timeout=5)
+        insist(lock, over)
 
     def joiner() -> None:
         with lock:
@@ -128,6 +147,7 @@ def test_a_join_of_a_thread_that_wants_what_the_joiner_holds(told: queue.Queue[D
     report = str(told.get(timeout=LONG))
     assert "thread 'joiner'" in report
     assert "for its end, held by thread 'worker'" in report
+    over.set()
     for thread in (working, joining):
         thread.join(LONG)
 
@@ -172,7 +192,7 @@ def test_a_chain_as_long_as_a_pool_is_no_circle_and_no_recursion() -> None:
     }
 
 
-def test_by_default_it_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_by_default_it_is_printed(capfd: pytest.CaptureFixture[str], over: threading.Event) -> None:
     with pytest.raises(ValueError, match="limit must be a number of seconds above 0, not 0"):
         ours.watch(0)
     locks, both = (plait.Lock(), plait.Lock()), threading.Barrier(2)
@@ -180,11 +200,16 @@ def test_by_default_it_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     def body(mine: plait.Lock, other: plait.Lock) -> None:
         with mine:
             both.wait(LONG)
-            other.acquire(timeout=2)
+            insist(other, over)
 
     with ours.watch(0.1):
         threads = [in_thread("one", lambda: body(*locks)), in_thread("two", lambda: body(*locks[::-1]))]
+        printed, deadline = "", time.monotonic() + LONG
+        while "wait for each other" not in printed and time.monotonic() < deadline:
+            time.sleep(0.05)
+            printed += capfd.readouterr().err
+        over.set()
         for thread in threads:
             thread.join(LONG)
-    assert "plait: deadlock: 2 wait for each other in a circle" in capfd.readouterr().err
+    assert "plait: deadlock: 2 wait for each other in a circle" in printed
     assert not any(thread.name == "plait-watch" for thread in threading.enumerate())

@@ -425,6 +425,8 @@ def test_a_barrier_breaks(module: ModuleType, how: str) -> None:
     assert barrier.broken is (how != "reset")
     barrier.reset()
     assert barrier.broken is False
+    if module is threading and sys.version_info < (3, 13):
+        return  # it takes any number there
     for parties in (0, -1):
         with pytest.raises(ValueError, match="parties"):
             module.Barrier(parties)
