@@ -30,6 +30,7 @@ class Mutant(NamedTuple):
 RING, WINDOW, BELL, WAIT_QUEUE = "ring.rs", "window.rs", "bell.rs", "wait_queue.rs"
 OWNED_LOCK, LOG, GATE = "owned_lock.rs", "log.rs", "gate.rs"
 SEMAPHORE, EVENT, BARRIER = "semaphore.rs", "event.rs", "barrier.rs"
+QUEUE, LINE = "queue/mod.rs", "queue/line.rs"
 RELEASE, ACQUIRE, RELAXED = "Ordering::Release", "Ordering::Acquire", "Ordering::Relaxed"
 EXCHANGE = f"Ordering::AcqRel,\n                {ACQUIRE},"
 FENCE = "        fence(Ordering::SeqCst);\n"
@@ -77,6 +78,13 @@ MUTANTS = [
     Mutant(SEMAPHORE, "loom_locks", "state.take_back(Grant::Turn);", ""),
     Mutant(SEMAPHORE, "loom_locks", "state.take_back(Grant::Turn);", "", 1),
     Mutant(BARRIER, "loom_locks", "state.shut && state.waiters.contains(waiter)", "false"),
+    # The queues: who is called, and what those who give up give back.
+    Mutant(QUEUE, "loom_queue", "if !state.getters.is_empty() {", "if false {"),
+    Mutant(QUEUE, "loom_queue", "if !state.putters.is_empty() ||", "if"),
+    Mutant(QUEUE, "loom_queue", " || (state.is_shut && !state.getters.is_empty())", ""),
+    Mutant(QUEUE, "loom_queue", "        if self.items.is_empty() {\n", "        if false {\n"),
+    Mutant(QUEUE, "loom_queue", "state.getters.give_back(grant);\n            let mut", "let mut"),
+    Mutant(LINE, "loom_queue", "self.turns = self.turns.saturating_sub(1)", "{}"),
 ]
 
 
