@@ -7,9 +7,9 @@ import time
 def work(name: str) -> None:
     """Count to three, then sleep for two seconds."""
     for number in range(1, 4):
-        print(f"{name}: {number}")
+        print(f"{name}: {number}\n", end="")  # One write each: lines of two processes do not mix.
     time.sleep(2)
-    print(f"{name}: awake")
+    print(f"{name}: awake\n", end="")
 
 
 if __name__ == "__main__":
