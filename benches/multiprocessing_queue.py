@@ -1,4 +1,4 @@
-"""Queues and locks between two processes, ours and the standard ones; see `--help`."""
+"""Queues, pipes and locks between two processes, ours and the standard ones; see `--help`."""
 
 from __future__ import annotations
 
@@ -103,6 +103,37 @@ def round_trip(make: Callable[[], Any]) -> Sample:
     return sample
 
 
+def send_back(end: Any) -> None:
+    """Send back what comes, until None."""
+    while (item := end.recv()) is not None:
+        end.send(item)
+
+
+def pipe(make_item: Callable[[], Any], turns: int) -> Callable[[Callable[[], Any]], Sample]:
+    """Median microseconds until an object sent into a pipe has come back through it."""
+
+    def measure(make: Callable[[], Any]) -> Sample:
+        context = make()
+        here, there = context.Pipe()
+        process = context.Process(target=send_back, args=(there,), daemon=True)
+        process.start()
+        there.close()
+        item, trips = make_item(), []
+        for turn in range(turns // 10 + turns):
+            if turn == turns // 10:
+                cpu = tree_cpu()
+            began = time.perf_counter()
+            here.send(item)
+            here.recv()
+            trips.append(time.perf_counter() - began)
+        sample = Sample(median(trips[turns // 10 :]) * 1e6, (tree_cpu() - cpu) / turns)
+        here.send(None)
+        process.join()
+        return sample
+
+    return measure
+
+
 def uncontended(name: str) -> Callable[[Callable[[], Any]], Sample]:
     """Nanoseconds of an `acquire` and a `release` that nobody else wants."""
 
@@ -161,6 +192,13 @@ ROWS = [
     Row("Queue, small integers", "/s", small_integers),
     Row("Queue, 64 MiB arrays", "GB/s", large_arrays),
     Row("Queue, there and back", "µs", round_trip, higher_is_better=False),
+    Row("Pipe, a number there and back", "µs", pipe(lambda: 1, 2000), higher_is_better=False),
+    Row(
+        "Pipe, 64 MiB array there and back",
+        "µs",
+        pipe(lambda: numpy.ones(SIZE, numpy.uint8), 20),
+        higher_is_better=False,
+    ),
     Row("Lock, acquire and release", "ns", uncontended("Lock"), higher_is_better=False),
     Row("RLock, acquire and release", "ns", uncontended("RLock"), higher_is_better=False),
     Row("Semaphore, acquire and release", "ns", uncontended("Semaphore"), higher_is_better=False),
@@ -170,4 +208,4 @@ ROWS = [
 
 if __name__ == "__main__":
     peers = cast("Mapping[str, Callable[[], Pool]]", PEERS)
-    main("Queues and locks between processes", __file__, peers, ROWS)
+    main("Queues, pipes and locks between processes", __file__, peers, ROWS)

@@ -95,3 +95,37 @@ def put_one(queue: Any, item: Any) -> None:
 def die_holding(lock: Any) -> None:
     lock.acquire()
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def send_back(end: Any) -> None:
+    """Send back what comes, until None."""
+    for item in iter(end.recv, None):
+        end.send(item)
+
+
+def send_zeros(end: Any, size: int) -> None:
+    end.send_bytes(bytes(size))
+
+
+def send_for_ever(end: Any, size: int) -> None:
+    """Send messages that say their number and are full of it."""
+    number = 0
+    while True:
+        end.send((number, bytes([number % 256]) * size))
+        number += 1
+
+
+def hold_until_killed(*held: Any) -> None:
+    """Say at the last of what is held that it is, and keep it."""
+    held[-1].set()
+    time.sleep(600)
+
+
+def receive_one(end: Any) -> tuple[int, bytes]:
+    """Called by a pool's worker: what came, abbreviated."""
+    message = end.recv()
+    return len(message), bytes(message[:1])
+
+
+def send_from_worker(end: Any, item: Any) -> None:
+    end.send(item)

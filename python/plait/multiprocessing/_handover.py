@@ -53,6 +53,24 @@ def descriptor(fd: int) -> object:
     return passed[fd]
 
 
+def kept(obj: InSharedMemory | None) -> object:
+    """Return what pickles as the object, to be received once; this process may let go of it before."""
+    return None if obj is None else _Kept(obj)
+
+
+class _Kept:
+    """An object whose descriptor the start of a process or the standard resource sharer keeps."""
+
+    def __init__(self, obj: InSharedMemory) -> None:
+        self.obj = obj
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        fd, where = self.obj._locate()
+        starting = context.get_spawning_popen() is not None
+        duplicate = descriptor(fd) if starting else _Passed(reduction.DupFd(fd))
+        return receive, (duplicate, self.obj._rebuild, where)
+
+
 class _Passed:
     """A descriptor that goes to a child with the child's start."""
 
