@@ -129,3 +129,13 @@ def receive_one(end: Any) -> tuple[int, bytes]:
 
 def send_from_worker(end: Any, item: Any) -> None:
     end.send(item)
+
+
+def send_through_signals(end: Any, count: int) -> None:
+    """Wait for a message, then send more than fits without a reader, whatever signals come."""
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    end.send("ready")
+    size = len(end.recv())
+    for _ in range(count):
+        end.send_bytes(bytes(size % 10_000))
+    end.send("done")

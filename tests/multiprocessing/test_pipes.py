@@ -432,6 +432,28 @@ def test_an_interrupt_ends_the_wait(context: Any) -> None:
     assert process.exitcode == 1
 
 
+def test_signals_interrupt_neither_receiving_nor_sending(context: Any) -> None:
+    here, there = context.Pipe()
+    process = context.Process(target=sync_calls.send_through_signals, args=(there, 500))
+    process.start()
+    there.close()
+    assert here.recv() == "ready"
+    for _ in range(20):
+        os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(0.002)
+    here.send(b"x" * 109_999)
+    for _ in range(20):
+        os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(0.002)
+    for number in range(500):
+        if number < 100:  # it cannot have sent all before most are read
+            os.kill(process.pid, signal.SIGUSR1)
+        assert here.recv_bytes() == bytes(9_999)
+    assert here.recv() == "done"
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+
+
 def test_a_pipe_of_ours_is_a_standard_connection() -> None:
     from multiprocessing.connection import Connection
 
