@@ -356,7 +356,8 @@ class Enormous:
         import mmap
         import pickle
 
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+        noreserve = 0x4000  # the mmap module of 3.11 does not know the name
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | noreserve
         return len, (pickle.PickleBuffer(mmap.mmap(-1, 65 << 30, flags=flags)),)
 
 
