@@ -625,7 +625,9 @@ class AutoPool:
         """
         with self._lock:
             self._closed = self._closed or "cannot submit a job after shutdown"
-            measuring = any(route.holds() for route in self._routes.values())
+            routes = list(self._routes.values())
+        # Not under the lock: a route that is choosing holds its own lock, and asks for a pool.
+        measuring = any(route.holds() for route in routes)
         if measuring and not wait:
             # Jobs that are held must still find their way.
             threading.Thread(
@@ -656,12 +658,15 @@ class AutoPool:
     def _make_route(self, fn: Callable[..., Any], options: JobOptions) -> _Route:
         key = _key(fn)
         with self._lock:
+            known = list(self._routes.items())
+        idle = None
+        if len(known) >= _KNOWN_FUNCTIONS:
+            # The oldest one, but none with jobs that `shutdown` must find. Not under the lock, as there.
+            idle = next((old for old, route in known if not route.holds()), None)
+        with self._lock:
             route = self._routes.get(key)
             if route is None:
-                if len(self._routes) >= _KNOWN_FUNCTIONS:
-                    # The oldest one, but none with jobs that `shutdown` must find.
-                    idle = next((old for old, known in self._routes.items() if not known.holds()), None)
-                    self._routes.pop(idle, None)
+                self._routes.pop(idle, None)
                 route = self._routes[key] = _Route(self, fn, options)
             return route
 
