@@ -33,7 +33,7 @@ models (--model):
                 (compression, numpy)
   processes     for CPU work in Python; inputs and results are pickled
   interpreters  threads with an interpreter each; Python 3.14 and newer
-  hybrid        processes that each run many jobs at once, on an event loop and in threads
+  hybrid        processes that each run many jobs at once
   auto          the default: measures the first items, picks one and says why
 """
 

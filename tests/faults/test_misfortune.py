@@ -352,7 +352,14 @@ def test_two_hundred_pools_leave_nothing() -> None:
 def test_a_pool_without_jobs_starts_nothing() -> None:
     before = children(os.getpid())
     pool = ProcessPool(4)
-    assert pool.statistics() == {"jobs": 0, "pending": 0, "workers": [], "blocks": 0, "width": 1}
+    assert pool.statistics() == {
+        "jobs": 0,
+        "pending": 0,
+        "workers": [],
+        "blocks": 0,
+        "width": 1,
+        "waited": 0.0,
+    }
     assert children(os.getpid()) == before
     pool.shutdown()
 
