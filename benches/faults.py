@@ -228,9 +228,11 @@ class Chaos:
 
     def judge(self, task: Task, future: Future[Any]) -> tuple[str, str | None]:
         """What became of a task, and what is wrong with that."""
+        with self.lock:  # whoever cancels it holds this until it is noted
+            is_meant = task.number in self.cancelled
         if future.cancelled():
-            return "cancelled", None if task.number in self.cancelled else "cancelled, but nobody did that"
-        if task.number in self.cancelled:
+            return "cancelled", None if is_meant else "cancelled, but nobody did that"
+        if is_meant:
             return "not cancelled", "cancel() was true, but it has another outcome"
         error = future.exception()
         if error is None:
