@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing.connection
 import os
 import signal
@@ -129,6 +130,27 @@ def test_from_many_threads(zygote: Any) -> None:
     for thread in threads:
         thread.join(60)
     assert sorted(code for code in codes if code is not None) == sorted([*range(5)] * 4)
+
+
+def test_two_threads_read_one_exit_code(zygote: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = importlib.import_module("plait.multiprocessing.popen_forkserver")
+    is_readable, both = module._is_readable, threading.Barrier(2)
+
+    def both_have_seen_the_end(fd: int, timeout: float | None) -> bool:
+        readable: bool = is_readable(fd, timeout)
+        both.wait(60)
+        return readable
+
+    process: Any = plait.multiprocessing.get_context("forkserver").Process(target=calls.leave, args=(3,))
+    process.start()
+    monkeypatch.setattr(module, "_is_readable", both_have_seen_the_end)
+    codes: list[int | None] = []
+    threads = [threading.Thread(target=lambda: codes.append(process._popen.poll(0))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert codes == [3, 3]
 
 
 def test_the_zygote_dies(zygote: Any) -> None:

@@ -32,7 +32,11 @@ _STATUS = struct.Struct("q")
 
 def main() -> None:
     """Serve until the last client has gone."""
-    link = socket.socket(fileno=os.dup(0))
+    with socket.socket(fileno=os.dup(0)) as link:
+        _serve(link)
+
+
+def _serve(link: socket.socket) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)

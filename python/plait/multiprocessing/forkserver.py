@@ -113,6 +113,8 @@ class ForkServer(_standard.ForkServer):
             ours.close()
             raise
         self._link, self._forkserver_pid = ours, pid  # type: ignore[assignment]
+        # After the children have been joined, so that the interpreter does not find it open at its end.
+        _util.Finalize(None, ours.close, exitpriority=-100)
         return ours
 
     def start_child(self, daemon: bool, data: bytes | memoryview, fds: list[int]) -> tuple[int, int]:

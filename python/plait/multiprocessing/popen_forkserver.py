@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import select
+import threading
 from importlib import import_module
 from multiprocessing import popen_forkserver as _standard
 from typing import Any
@@ -35,6 +36,11 @@ class Popen(_standard.Popen):
     method = "forkserver"
     DupFd = _DupFd  # type: ignore[assignment]
 
+    def __init__(self, process_obj: Any) -> None:
+        # The exit code can be read once only, and whoever starts a process looks at all of them.
+        self._reading = threading.Lock()
+        super().__init__(process_obj)
+
     def duplicate_for_child(self, fd: int) -> int:
         """Send a descriptor along; returns what `DupFd` finds it by in the child."""
         self._fds.append(fd)
@@ -59,10 +65,12 @@ class Popen(_standard.Popen):
         if self.returncode is None:
             if not _is_readable(self.sentinel, 0 if flag == os.WNOHANG else None):
                 return None
-            try:
-                self.returncode = forkserver.read_signed(self.sentinel)
-            except (OSError, EOFError):
-                self.returncode = 255  # the zygote is gone, and with it the exit code
+            with self._reading:
+                if self.returncode is None:
+                    try:
+                        self.returncode = forkserver.read_signed(self.sentinel)
+                    except (OSError, EOFError):
+                        self.returncode = 255  # the zygote is gone, and with it the exit code
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int | None:
