@@ -7,29 +7,14 @@ from importlib import import_module
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
+from plait._fall_back import fall_back as fall_back
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def standard_module(name: str) -> Any:
     """The standard `multiprocessing.<name>`. Of type Any, as its stubs know only what is public."""
     return import_module(f"multiprocessing.{name}")
-
-
-def fall_back(ours: dict[str, Any], standard: Any) -> None:
-    """Let a module (its globals) have every name of the standard one that it does not define itself."""
-
-    def __getattr__(name: str) -> Any:
-        try:
-            return getattr(standard, name)
-        except AttributeError:
-            raise AttributeError(f"module {ours['__name__']!r} has no attribute {name!r}") from None
-
-    def __dir__() -> list[str]:
-        return sorted({*ours, *vars(standard)})
-
-    ours["__getattr__"], ours["__dir__"] = __getattr__, __dir__
-    public = [name for name in vars(standard) if not name.startswith("_")]
-    ours.setdefault("__all__", getattr(standard, "__all__", public))
 
 
 def with_globals(function: F, **names: Any) -> F:
