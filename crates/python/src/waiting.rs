@@ -61,7 +61,7 @@ pub fn sleep(
     let woken = detach(py, || {
         PARKER.with_borrow(|parker| parker.spin(SPIN, || true))
     });
-    sleep_on(py, deadline, woken, None, is_done)
+    sleep_on(py, deadline, woken, None, is_done, false)
 }
 
 /// As [`sleep`], for a place in line at a lock: it looks for a moment only if another processor can make progress
@@ -72,29 +72,25 @@ pub fn sleep_in_line(
     py: Python<'_>,
     deadline: Option<Instant>,
     interruptible: bool,
-    is_granted: impl Fn() -> bool + Sync,
+    is_granted: impl Fn() -> bool,
 ) -> PyResult<bool> {
-    let woken = detach(py, || {
-        let woken = PARKER.with_borrow(spin_in_turn);
-        if woken && is_granted() {
-            await_free_interpreter();
-        }
-        woken
-    });
+    let woken = detach_in_line(py, || PARKER.with_borrow(spin_in_turn));
     let sees_signals = if interruptible { None } else { Some(false) };
-    sleep_on(py, deadline, woken, sees_signals, is_granted)
+    sleep_on(py, deadline, woken, sees_signals, is_granted, true)
 }
 
-/// Looks for a token, unless as many threads look for theirs as there are processors besides the waker's.
+/// Looks for a token; those that come later take the turns of those that came before, of which there are as many as
+/// processors besides the waker's. (The other way round, one that was just called and has not seen it yet would take
+/// the turn of the one that called it.)
 fn spin_in_turn(parker: &Parker) -> bool {
-    static LOOKING: AtomicUsize = AtomicUsize::new(0);
+    static TURN: AtomicUsize = AtomicUsize::new(0);
     static OTHERS: OnceLock<usize> = OnceLock::new();
     let others = *OTHERS.get_or_init(|| {
         std::thread::available_parallelism().map_or(0, |processors| processors.get() - 1)
     });
-    let woken = LOOKING.fetch_add(1, Ordering::Relaxed) < others && parker.spin(SPIN, || true);
-    LOOKING.fetch_sub(1, Ordering::Relaxed);
-    woken
+    let turn = TURN.fetch_add(1, Ordering::Relaxed);
+    let has_turn = || TURN.load(Ordering::Relaxed).wrapping_sub(turn) <= others;
+    others > 0 && parker.spin(SPIN, has_turn)
 }
 
 fn sleep_on(
@@ -103,6 +99,7 @@ fn sleep_on(
     mut woken: bool,
     mut sees_signals: Option<bool>,
     is_done: impl Fn() -> bool,
+    in_line: bool,
 ) -> PyResult<bool> {
     loop {
         if is_done() {
@@ -125,7 +122,7 @@ fn sleep_on(
         } else {
             deadline
         };
-        woken = detach(py, || {
+        let park = || {
             PARKER.with_borrow(|parker| {
                 if let Some(until) = until {
                     return parker.park_until(until);
@@ -133,7 +130,12 @@ fn sleep_on(
                 parker.park();
                 true
             })
-        });
+        };
+        woken = if in_line {
+            detach_in_line(py, park)
+        } else {
+            detach(py, park)
+        };
     }
 }
 
@@ -147,6 +149,19 @@ fn detach<R: Send>(py: Python<'_>, body: impl FnOnce() -> R + Send) -> R {
         let outcome = body();
         WAITING.fetch_sub(1, Ordering::Relaxed);
         outcome
+    })
+}
+
+/// As [`detach`]; who was woken by a thread that still has the interpreter waits until it has let go of that.
+fn detach_in_line(py: Python<'_>, body: impl FnOnce() -> bool + Send) -> bool {
+    py.detach(|| {
+        WAITING.fetch_add(1, Ordering::Relaxed);
+        let woken = body();
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+        if woken && cfg!(not(Py_GIL_DISABLED)) {
+            await_free_interpreter();
+        }
+        woken
     })
 }
 
