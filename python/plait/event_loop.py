@@ -132,6 +132,15 @@ class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
         context = {"message": f"Exception in callback {source}", "exception": error, "handle": handle}
         self.call_exception_handler(context)
 
+    def _report_native(self, source: object, error: BaseException) -> None:
+        """Something in Rust has raised."""
+        self.call_exception_handler({"message": f"Exception in {source!r}", "exception": error})
+
+    def _note_slow(self, source: object, took: float) -> None:
+        """In debug mode: tell of something in Rust that took long."""
+        if took >= self.slow_callback_duration:
+            logger.warning("Executing %r took %.3f seconds", source, took)
+
 
 class _Selector(selectors.BaseSelector):
     """What asyncio's own code finds in the place of a selector: the loop watches descriptors itself."""

@@ -36,13 +36,15 @@ impl<T> Default for Interests<T> {
 }
 
 impl<T> Interests<T> {
-    /// Watches one side of a descriptor for `item`; gives the item that it replaces.
+    /// Watches one side of a descriptor for `item`; gives the item that it replaces. `is_owned`: a source is registered
+    /// under this number, and if it is one and the same file, that is an error.
     pub fn set(
         &mut self,
         poller: &Poller,
         fd: RawFd,
         side: Side,
         item: T,
+        is_owned: bool,
     ) -> io::Result<Option<T>> {
         let watched = self.watched.get(&fd);
         let read = side == Side::Read || watched.is_some_and(|watched| watched.read.is_some());
@@ -50,7 +52,12 @@ impl<T> Interests<T> {
         if watched.is_some() {
             poller.change(fd, read, write)?;
         } else {
-            poller.add(fd, read, write)?;
+            match poller.add(fd, read, write) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_owned => {
+                    poller.change(fd, read, write)?;
+                }
+                result => result?,
+            }
         }
         let watched = self.watched.entry(fd).or_insert(Watched {
             read: None,
@@ -75,8 +82,8 @@ impl<T> Interests<T> {
     }
 
     /// The items to be run for what the poller found, reader first.
-    pub fn found(&self, ready: Readiness) -> impl Iterator<Item = &T> {
-        let watched = self.watched.get(&ready.fd);
+    pub fn found(&self, fd: RawFd, ready: Readiness) -> impl Iterator<Item = &T> {
+        let watched = self.watched.get(&fd);
         let read = watched
             .and_then(|watched| watched.read.as_ref())
             .filter(|_| ready.read);
@@ -84,6 +91,19 @@ impl<T> Interests<T> {
             .and_then(|watched| watched.write.as_ref())
             .filter(|_| ready.write);
         read.into_iter().chain(write)
+    }
+
+    /// Forgets a descriptor that has an owner now, without telling the kernel; gives the items.
+    pub fn forget(&mut self, fd: RawFd) -> impl Iterator<Item = T> {
+        let watched = self.watched.remove(&fd);
+        watched
+            .into_iter()
+            .flat_map(|watched| watched.read.into_iter().chain(watched.write))
+    }
+
+    /// Whether somebody watches this descriptor.
+    pub fn has(&self, fd: RawFd) -> bool {
+        self.watched.contains_key(&fd)
     }
 
     /// Takes all items.

@@ -2,9 +2,12 @@
 //! may do what.
 
 mod interest;
+mod sources;
 mod timers;
 
+pub use crate::sys::poller::{Readiness, Watch};
 pub use interest::Side;
+pub use sources::Token;
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,8 +19,9 @@ use crossbeam_queue::SegQueue;
 use plait_sync::bell::Bell;
 
 use crate::sys::clock::{coarse_ns, monotonic_ns};
-use crate::sys::poller::{Found, Poller};
+use crate::sys::poller::{Found, Poller, Who};
 use interest::Interests;
+use sources::Sources;
 use timers::Timers;
 
 /// So many turns may pass without a look at descriptors and timers.
@@ -42,6 +46,7 @@ struct Own<T> {
     ready: VecDeque<T>,
     timers: Timers<T>,
     interests: Interests<T>,
+    sources: Sources<T>,
     /// Turns since the last look at descriptors and timers, and when that was on the coarse clock.
     unpolled: u32,
     polled_ns: u64,
@@ -67,6 +72,7 @@ impl<T> EventLoop<T> {
                 ready: VecDeque::new(),
                 timers: Timers::default(),
                 interests: Interests::default(),
+                sources: Sources::default(),
                 unpolled: 0,
                 polled_ns: 0,
                 found: Found::default(),
@@ -123,14 +129,53 @@ impl<T> EventLoop<T> {
         }
     }
 
-    /// Watches a descriptor for `item`; gives the item that it replaces.
+    /// Watches a descriptor for `item`; gives the item that it replaces. An error if a source owns it.
     pub fn watch(&self, fd: RawFd, side: Side, item: T) -> io::Result<Option<T>> {
-        self.own().interests.set(&self.poller, fd, side, item)
+        let mut own = self.own();
+        let Own {
+            interests, sources, ..
+        } = &mut *own;
+        let is_owned = sources.owner(fd).is_some();
+        interests.set(&self.poller, fd, side, item, is_owned)
     }
 
     /// Stops that; gives the item.
     pub fn unwatch(&self, fd: RawFd, side: Side) -> Option<T> {
         self.own().interests.remove(&self.poller, fd, side)
+    }
+
+    /// Registers the one owner of a descriptor, who is told on every edge. What is given back beside the token are the
+    /// items of those who watched the number before.
+    pub fn register(&self, fd: RawFd, watch: Watch, item: T) -> io::Result<(Token, Vec<T>)> {
+        let mut own = self.own();
+        let Own {
+            interests, sources, ..
+        } = &mut *own;
+        let (token, old) = sources.add(&self.poller, fd, watch, item)?;
+        let mut dropped: Vec<T> = old.into_iter().collect();
+        dropped.extend(interests.forget(fd));
+        Ok((token, dropped))
+    }
+
+    /// Has a source told of something else; what it is ready for already counts as an edge. Nothing happens if it is not
+    /// registered any more.
+    pub fn change(&self, token: Token, watch: Watch) -> io::Result<()> {
+        self.own().sources.change(&self.poller, token, watch)
+    }
+
+    /// Forgets a source; gives its item. What epoll has found already is not told any more. To be called before the
+    /// descriptor is closed.
+    pub fn unregister(&self, token: Token) -> Option<T> {
+        let mut own = self.own();
+        let Own {
+            interests, sources, ..
+        } = &mut *own;
+        sources.remove(&self.poller, token, |fd| interests.has(fd))
+    }
+
+    /// The source that owns a descriptor, as `look` sees it.
+    pub fn owner<R>(&self, fd: RawFd, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.own().sources.owner(fd).map(look)
     }
 
     /// The next turn looks at descriptors and timers, whatever is ready.
@@ -176,19 +221,32 @@ impl<T> EventLoop<T> {
         waited
     }
 
-    /// What the wait found becomes ready: descriptors (`copy` makes an item of one that stays), other threads' items, then
-    /// timers that are due.
-    pub fn gather(&self, copy: impl Fn(&T) -> T, is_cancelled: impl Fn(&T) -> bool) -> Vec<T> {
+    /// What the wait found becomes ready: descriptors (`copy` makes an item of one that stays, and of what it is ready for),
+    /// other threads' items, then timers that are due.
+    pub fn gather(
+        &self,
+        copy: impl Fn(&T, Readiness) -> T,
+        is_cancelled: impl Fn(&T) -> bool,
+    ) -> Vec<T> {
         let mut own = self.own();
         let Own {
             ready,
             timers,
             interests,
+            sources,
             found,
             ..
         } = &mut *own;
-        for readiness in found.iter() {
-            ready.extend(interests.found(readiness).map(&copy));
+        for (who, readiness) in found.iter() {
+            match who {
+                Who::Source(number) => {
+                    ready.extend(sources.found(number).map(|item| copy(item, readiness)));
+                }
+                Who::Fd(fd) => {
+                    let items = interests.found(fd, readiness);
+                    ready.extend(items.map(|item| copy(item, readiness)));
+                }
+            }
         }
         found.clear();
         let mut dropped = Vec::new();
@@ -235,6 +293,7 @@ impl<T> EventLoop<T> {
         let mut items: Vec<T> = std::mem::take(&mut own.ready).into();
         items.extend(own.timers.clear());
         items.extend(own.interests.clear());
+        items.extend(own.sources.clear());
         items
     }
 
@@ -253,6 +312,7 @@ impl<T> EventLoop<T> {
         own.ready.iter().for_each(&mut visitor);
         own.timers.iter().for_each(&mut visitor);
         own.interests.iter().for_each(&mut visitor);
+        own.sources.iter().for_each(&mut visitor);
         true
     }
 }

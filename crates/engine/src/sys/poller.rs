@@ -15,15 +15,35 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 const MOST_EVENTS: usize = 256;
 /// What stands in the place of a descriptor for the poller's own bell.
 const BELL: u64 = u64::MAX;
+/// Set in what stands for a source; the rest is its number.
+const SOURCE: u64 = 1 << 63;
 
-/// A descriptor that is ready.
+/// For what a descriptor is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Readiness {
-    /// Which.
-    pub fd: RawFd,
     /// A read would not block: there is data, an end or an error.
     pub read: bool,
     /// A write would not block.
+    pub write: bool,
+    /// There is more to be found out than data: an end, an error, or something urgent. Only sources are told.
+    pub more: bool,
+}
+
+/// Who is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// Whoever watches this descriptor.
+    Fd(RawFd),
+    /// The source that was registered under this number.
+    Source(u64),
+}
+
+/// What a source is watched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watch {
+    /// That something can be read, or the peer is gone.
+    pub read: bool,
+    /// That something can be written.
     pub write: bool,
 }
 
@@ -46,17 +66,24 @@ impl Found {
         self.0.clear();
     }
 
-    /// The descriptors that are ready.
-    pub fn iter(&self) -> impl Iterator<Item = Readiness> {
+    /// Who is ready, and for what.
+    pub fn iter(&self) -> impl Iterator<Item = (Who, Readiness)> {
         self.0.iter().filter(|event| !is_bell(event)).map(|event| {
-            let flags = event.flags;
+            let (flags, data) = (event.flags, event.data.u64());
+            let who = if data & SOURCE == 0 {
+                Who::Fd(data as RawFd)
+            } else {
+                Who::Source(data & !SOURCE)
+            };
             // An end or an error is for whoever watches: the read or write that it tries says which.
             let over = flags.intersects(EventFlags::HUP | EventFlags::ERR);
-            Readiness {
-                fd: event.data.u64() as RawFd,
+            let more = over || flags.intersects(EventFlags::RDHUP | EventFlags::PRI);
+            let readiness = Readiness {
                 read: over || flags.contains(EventFlags::IN),
                 write: over || flags.contains(EventFlags::OUT),
-            }
+                more,
+            };
+            (who, readiness)
         })
     }
 }
@@ -81,15 +108,10 @@ impl Poller {
         Ok(Self { epoll, bell })
     }
 
-    /// Watches a descriptor. One that is watched already (another file had its number) is watched anew.
+    /// Watches a descriptor. One that is watched already is an error.
     pub fn add(&self, fd: RawFd, read: bool, write: bool) -> io::Result<()> {
         let (flags, data) = (flags(read, write), data(fd));
-        match epoll::add(&self.epoll, borrowed(fd)?, data, flags) {
-            Err(rustix::io::Errno::EXIST) => {
-                Ok(epoll::modify(&self.epoll, borrowed(fd)?, data, flags)?)
-            }
-            result => Ok(result?),
-        }
+        Ok(epoll::add(&self.epoll, borrowed(fd)?, data, flags)?)
     }
 
     /// Watches a descriptor for something else. One that was closed meanwhile, and whose number is in use again, is added.
@@ -101,6 +123,23 @@ impl Poller {
             }
             result => Ok(result?),
         }
+    }
+
+    /// Watches a descriptor for its one owner, who is told on every edge.
+    pub fn add_source(&self, fd: RawFd, number: u64, watch: Watch) -> io::Result<()> {
+        let (flags, data) = (edges(watch), EventData::new_u64(SOURCE | number));
+        match epoll::add(&self.epoll, borrowed(fd)?, data, flags) {
+            Err(rustix::io::Errno::EXIST) => {
+                Ok(epoll::modify(&self.epoll, borrowed(fd)?, data, flags)?)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Watches it for something else. What it is ready for already counts as an edge.
+    pub fn change_source(&self, fd: RawFd, number: u64, watch: Watch) -> io::Result<()> {
+        let (flags, data) = (edges(watch), EventData::new_u64(SOURCE | number));
+        Ok(epoll::modify(&self.epoll, borrowed(fd)?, data, flags)?)
     }
 
     /// Does not watch a descriptor any more.
@@ -135,6 +174,16 @@ fn flags(read: bool, write: bool) -> EventFlags {
     let mut flags = EventFlags::empty();
     flags.set(EventFlags::IN, read);
     flags.set(EventFlags::OUT, write);
+    flags
+}
+
+fn edges(watch: Watch) -> EventFlags {
+    let mut flags = EventFlags::ET;
+    flags.set(
+        EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI,
+        watch.read,
+    );
+    flags.set(EventFlags::OUT, watch.write);
     flags
 }
 

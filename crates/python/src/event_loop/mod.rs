@@ -1,6 +1,10 @@
 //! `_rust.EventLoop`: the hot paths of an asyncio event loop. `plait.event_loop.EventLoop` puts asyncio's own behind them.
 
 mod handle;
+#[allow(dead_code, reason = "transports use it")]
+pub mod item;
+#[allow(dead_code, reason = "transports use it")]
+pub mod protocol;
 
 pub use handle::prepare_handles;
 
@@ -10,12 +14,14 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use plait_engine::event_loop::{EventLoop as EngineLoop, Side, Wait};
+use plait_engine::event_loop::{EventLoop as EngineLoop, Side, Token, Wait, Watch};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PySystemExit, PyTypeError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyList, PyTuple};
+
+use item::{CallFn, Item, Source};
 
 /// So many handles are kept to be used again.
 const MOST_SPARES: usize = 64;
@@ -23,7 +29,7 @@ const MOST_SPARES: usize = 64;
 /// What an event loop does often. All methods but `call_soon_threadsafe` are for the loop's own thread.
 #[pyclass(frozen, subclass, weakref, module = "plait._rust")]
 pub struct EventLoop {
-    core: EngineLoop<Py<PyAny>>,
+    core: EngineLoop<Item>,
     /// Handles that have run and that nobody knows any more, to be used again.
     spares: Mutex<Vec<Py<PyAny>>>,
     stopping: AtomicBool,
@@ -38,11 +44,9 @@ impl EventLoop {
 
     /// A timer of this loop was cancelled.
     pub(crate) fn note_cancelled(&self, py: Python<'_>) {
-        let swept = self
-            .core
-            .note_cancelled(|item| handle::is_cancelled(item.bind(py)));
+        let swept = self.core.note_cancelled(|item| item.is_cancelled(py));
         for item in &swept {
-            handle::unschedule(item.bind(py));
+            handle::unschedule(item.object().bind(py));
         }
         drop(swept);
     }
@@ -65,10 +69,58 @@ impl EventLoop {
 
     fn add(&self, handle: Bound<'_, PyAny>) {
         if !handle::is_cancelled(&handle) {
-            self.core.add(handle.unbind());
+            self.core.add(Item::Handle(handle.unbind()));
+        }
+    }
+}
+
+#[allow(dead_code, reason = "transports use it")]
+impl EventLoop {
+    /// For Rust code: `run` on this object in the next turn, as `call_soon` would.
+    pub(crate) fn schedule(&self, object: Py<PyAny>, run: CallFn) -> PyResult<()> {
+        self.check_closed()?;
+        self.core.add(Item::Call(object, run));
+        Ok(())
+    }
+
+    /// The same from any thread, attached or not. A loop that is closed already drops it.
+    pub(crate) fn schedule_remote(&self, object: Py<PyAny>, run: CallFn) {
+        if !self.closed.load(Ordering::Relaxed) {
+            self.core.add_remote(Item::Call(object, run));
         }
     }
 
+    /// For Rust code: tells this source on every edge of its descriptor from now on. The loop holds it until it is
+    /// unregistered, which its owner does before the descriptor is closed.
+    pub(crate) fn register<S: Source>(
+        &self,
+        source: &Bound<'_, S>,
+        fd: RawFd,
+        watch: Watch,
+    ) -> PyResult<Token> {
+        self.check_closed()?;
+        let py = source.py();
+        let (token, dropped) = self.core.register(fd, watch, Item::source(source))?;
+        for item in dropped {
+            if let Item::Handle(handle) = item {
+                handle.call_method0(py, intern!(py, "cancel"))?;
+            }
+        }
+        Ok(token)
+    }
+
+    /// Tells it of something else.
+    pub(crate) fn change(&self, token: Token, watch: Watch) -> PyResult<()> {
+        Ok(self.core.change(token, watch)?)
+    }
+
+    /// Lets go of it. Nothing happens if it is not registered any more.
+    pub(crate) fn unregister(&self, token: Token) {
+        drop(self.core.unregister(token));
+    }
+}
+
+impl EventLoop {
     fn clear(&self) {
         let spares = std::mem::take(&mut *self.spares());
         drop((self.core.clear(), spares));
@@ -98,6 +150,42 @@ impl EventLoop {
         handle::new(slf, callback, args, context, when)
     }
 
+    /// Runs one item; `Err` for what is to end the loop.
+    fn run_item(slf: &Bound<'_, Self>, item: Item) -> PyResult<()> {
+        let py = slf.py();
+        let began = slf.get().is_debug().then(|| slf.get().time());
+        let (object, result) = match item {
+            Item::Handle(handle) => {
+                let handle = handle.into_bound(py);
+                Self::run_handle(slf, &handle)?;
+                slf.get().retire(handle);
+                return Ok(());
+            }
+            Item::Source(object, ready, readiness) => {
+                let result = ready(object.bind(py), slf, readiness);
+                (object, result)
+            }
+            Item::Call(object, run) => {
+                let result = run(object.bind(py), slf);
+                (object, result)
+            }
+        };
+        if let Err(error) = result {
+            if ends_the_loop(py, &error) {
+                return Err(error);
+            }
+            let arguments = (&object, error.into_value(py));
+            slf.call_method1(intern!(py, "_report_native"), arguments)?;
+        }
+        if let Some(began) = began {
+            slf.call_method1(
+                intern!(py, "_note_slow"),
+                (object, slf.get().time() - began),
+            )?;
+        }
+        Ok(())
+    }
+
     /// Runs one handle; `Err` for what is to end the loop.
     fn run_handle(slf: &Bound<'_, Self>, handle: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = slf.py();
@@ -110,10 +198,7 @@ impl EventLoop {
             };
         }
         match handle::run(handle) {
-            Err(error)
-                if !error.is_instance_of::<PySystemExit>(py)
-                    && !error.is_instance_of::<PyKeyboardInterrupt>(py) =>
-            {
+            Err(error) if !ends_the_loop(py, &error) => {
                 let arguments = (handle, error.into_value(py));
                 slf.call_method1(intern!(py, "_report"), arguments)
                     .map(drop)
@@ -123,7 +208,7 @@ impl EventLoop {
     }
 
     /// One turn.
-    fn turn(slf: &Bound<'_, Self>, items: &mut VecDeque<Py<PyAny>>) -> PyResult<()> {
+    fn turn(slf: &Bound<'_, Self>, items: &mut VecDeque<Item>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         let core = &this.core;
         let wait = core.prepare(this.stopping.load(Ordering::Relaxed));
@@ -142,19 +227,17 @@ impl EventLoop {
         }
         if !matches!(wait, Wait::Not) {
             let dropped = core.gather(
-                |item| item.clone_ref(py),
-                |item| handle::is_cancelled(item.bind(py)),
+                |item, readiness| item.found(py, readiness),
+                |item| item.is_cancelled(py),
             );
             drop(dropped);
         }
         core.begin_turn(items);
         while let Some(item) = items.pop_front() {
-            let item = item.into_bound(py);
-            if let Err(error) = Self::run_handle(slf, &item) {
+            if let Err(error) = Self::run_item(slf, item) {
                 core.put_back(items);
                 return Err(error);
             }
-            this.retire(item);
         }
         Ok(())
     }
@@ -168,9 +251,11 @@ impl EventLoop {
     ) -> PyResult<Bound<'py, PyAny>> {
         let handle = Self::handle(slf, callback, args, None, None, "")?;
         let fd = descriptor(fd)?;
-        let old = slf.get().core.watch(fd, side, handle.clone().unbind())?;
+        let item = Item::Handle(handle.clone().unbind());
+        let old = slf.get().core.watch(fd, side, item)?;
         if let Some(old) = old {
-            old.call_method0(slf.py(), intern!(slf.py(), "cancel"))?;
+            old.object()
+                .call_method0(slf.py(), intern!(slf.py(), "cancel"))?;
         }
         Ok(handle)
     }
@@ -180,13 +265,18 @@ impl EventLoop {
             return Ok(false);
         }
         match self.core.unwatch(descriptor(fd)?, side) {
-            Some(handle) => {
-                handle.call_method0(py, intern!(py, "cancel"))?;
+            Some(item) => {
+                item.object().call_method0(py, intern!(py, "cancel"))?;
                 Ok(true)
             }
             None => Ok(false),
         }
     }
+}
+
+/// Whether an error is not one of the callback's, but the program's end.
+fn ends_the_loop(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py)
 }
 
 /// A descriptor's number: an integer, or an object with a `fileno()`.
@@ -217,7 +307,7 @@ impl EventLoop {
     /// Seconds on the clock that timers go by.
     #[allow(clippy::unused_self, reason = "asyncio asks the loop for the time")]
     fn time(&self) -> f64 {
-        EngineLoop::<Py<PyAny>>::now()
+        EngineLoop::<Item>::now()
     }
 
     #[pyo3(signature = (callback, *args, context=None))]
@@ -228,7 +318,7 @@ impl EventLoop {
         context: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let handle = Self::handle(slf, callback, args, context, None, "call_soon")?;
-        slf.get().core.add(handle.clone().unbind());
+        slf.get().core.add(Item::Handle(handle.clone().unbind()));
         Ok(handle)
     }
 
@@ -240,7 +330,9 @@ impl EventLoop {
         context: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let handle = Self::handle(slf, callback, args, context, None, "call_soon_threadsafe")?;
-        slf.get().core.add_remote(handle.clone().unbind());
+        slf.get()
+            .core
+            .add_remote(Item::Handle(handle.clone().unbind()));
         Ok(handle)
     }
 
@@ -258,7 +350,9 @@ impl EventLoop {
         let when = slf.get().time() + delay;
         let exact = PyFloat::new(slf.py(), when).into_any();
         let handle = Self::handle(slf, callback, args, context, Some(exact), "call_later")?;
-        slf.get().core.add_timer(when, handle.clone().unbind());
+        slf.get()
+            .core
+            .add_timer(when, Item::Handle(handle.clone().unbind()));
         Ok(handle)
     }
 
@@ -275,7 +369,9 @@ impl EventLoop {
         }
         let seconds = when.extract()?;
         let handle = Self::handle(slf, callback, args, context, Some(when), "call_at")?;
-        slf.get().core.add_timer(seconds, handle.clone().unbind());
+        slf.get()
+            .core
+            .add_timer(seconds, Item::Handle(handle.clone().unbind()));
         Ok(handle)
     }
 
@@ -361,7 +457,7 @@ impl EventLoop {
         let mut result = Ok(());
         self.core.visit_ready(|item| {
             if result.is_ok() {
-                result = items.append(item.bind(py));
+                result = items.append(item.object().bind(py));
             }
         });
         result.map(|()| items)
@@ -403,7 +499,7 @@ impl EventLoop {
         let mut result = Ok(());
         self.core.visit(|item| {
             if result.is_ok() {
-                result = visit.call(item);
+                result = visit.call(item.object());
             }
         });
         if let Ok(spares) = self.spares.try_lock() {
