@@ -23,6 +23,22 @@ pub fn thread_ident() -> u64 {
     unsafe { ffi::PyThread_get_thread_ident() }
 }
 
+/// A copy of the calling thread's context.
+pub fn copy_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    // SAFETY: attached; the function returns a new reference, or null with an error set.
+    unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent()) }
+}
+
+/// Calls a function with one argument, in a context.
+pub fn call_in<'py>(
+    context: &Bound<'py, PyAny>,
+    function: &Bound<'py, PyAny>,
+    argument: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let _entered = Entered::new(context)?;
+    function.call1((argument,))
+}
+
 /// A call to be made later: the function, its arguments and the context to make it in.
 pub struct Callback {
     function: Py<PyAny>,
@@ -42,14 +58,7 @@ impl Callback {
         carry_context: bool,
     ) -> PyResult<Self> {
         let py = function.py();
-        let context = if carry_context {
-            // SAFETY: attached; the function returns a new reference, or null with an error set.
-            Some(
-                unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent()) }?.unbind(),
-            )
-        } else {
-            None
-        };
+        let context = carry_context.then(|| copy_context(py)).transpose()?;
         Ok(Self {
             function: function.unbind(),
             args: args.unbind(),
@@ -58,7 +67,7 @@ impl Callback {
             } else {
                 Some(kwargs.clone().unbind())
             },
-            context,
+            context: context.map(Bound::unbind),
         })
     }
 

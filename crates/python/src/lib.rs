@@ -23,7 +23,7 @@ mod _rust {
     #[pymodule_export]
     use super::choose::choose;
     #[pymodule_export]
-    use super::event_loop::{EventLoop, prepare_handles};
+    use super::event_loop::{EventLoop, LoopCoroutine, LoopWaiter, prepare_handles};
     #[pymodule_export]
     use super::future::Future;
     #[pymodule_export]

@@ -1,12 +1,16 @@
 //! `_rust.EventLoop`: the hot paths of an asyncio event loop. `plait.event_loop.EventLoop` puts asyncio's own behind them.
 
+pub(crate) mod coroutine;
 mod handle;
 #[allow(dead_code, reason = "transports use it")]
 pub mod item;
 #[allow(dead_code, reason = "transports use it")]
 pub mod protocol;
+pub(crate) mod waiter;
 
+pub use coroutine::Coroutine as LoopCoroutine;
 pub use handle::prepare_handles;
+pub use waiter::Waiter as LoopWaiter;
 
 use std::collections::VecDeque;
 use std::io;
