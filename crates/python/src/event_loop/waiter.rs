@@ -163,7 +163,7 @@ impl Waiter {
                 return Ok(());
             }
             let waiter = slf.clone().into_any().unbind();
-            let run: CallFn = |waiter, _| Self::make_calls(waiter.cast()?);
+            let run: CallFn = |waiter, event_loop| Self::make_calls(waiter.cast()?, event_loop);
             return event_loop.get().schedule(waiter, run);
         }
         for callback in slf.get().take() {
@@ -184,18 +184,25 @@ impl Waiter {
     }
 
     /// In the loop: makes the calls. One that raises does not keep the others from theirs.
-    fn make_calls(slf: &Bound<'_, Self>) -> PyResult<()> {
+    fn make_calls(slf: &Bound<'_, Self>, event_loop: &Bound<'_, EventLoop>) -> PyResult<()> {
         let py = slf.py();
         let mut callbacks = slf.get().take();
         while let Some(Callback { function, context }) = callbacks.next() {
             let called = callback::call_in(context.bind(py), function.bind(py), slf.as_any());
-            if let Err(error) = called {
-                let rest: Vec<_> = callbacks.collect();
-                if !rest.is_empty() {
-                    slf.get().put_back(rest);
-                    Self::ask(slf)?;
+            match called {
+                Ok(_) => {}
+                Err(error) if super::ends_the_loop(py, &error) => {
+                    let rest: Vec<_> = callbacks.collect();
+                    if !rest.is_empty() {
+                        slf.get().put_back(rest);
+                        Self::ask(slf)?;
+                    }
+                    return Err(error);
                 }
-                return Err(error);
+                Err(error) => {
+                    let arguments = (slf, error.into_value(py));
+                    event_loop.call_method1(intern!(py, "_report_native"), arguments)?;
+                }
             }
         }
         Ok(())
