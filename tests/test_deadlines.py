@@ -604,6 +604,32 @@ def test_a_worker_that_has_grown_too_large_is_replaced_between_jobs(
     assert "max_memory_per_worker=157286400" in told[0].getMessage()
 
 
+def scratch(size: int) -> int:
+    """Use some memory for a moment."""
+    assert len(bytearray(b"x") * size) == size
+    return os.getpid()
+
+
+def own_bytes(pid: int) -> int:
+    """The memory a process has for itself."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "RssAnon" in line)
+    return int(line.split()[1]) << 10
+
+
+def test_memory_that_a_worker_keeps_for_the_next_job_does_not_count_and_is_given_back() -> None:
+    pool = ProcessPool(1, max_memory_per_worker=150 << 20)
+    try:
+        pids = {call(pool, own_pid)}
+        for _ in range(5):
+            pids.add(pool.submit(scratch, (200 << 20,), {}).result(LONG))
+            time.sleep(0.03)
+        assert len(pids) == 1
+        pool.submit(scratch, (100 << 20,), {}).result(LONG)
+        eventually("an idle worker keeps memory", lambda: own_bytes(*pids) < 100 << 20)
+    finally:
+        pool.shutdown()
+
+
 def test_what_is_shared_does_not_count_as_a_workers_memory() -> None:
     pool = ProcessPool(1, max_memory_per_worker=150 << 20)
     try:

@@ -16,6 +16,7 @@ use plait_engine::process_pool::{
 };
 use plait_engine::shared_memory::Segment;
 use plait_engine::sys::doorbell::Doorbell;
+use plait_engine::sys::heap;
 use plait_engine::sys::mapping::Mapping;
 use plait_engine::sys::process;
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
@@ -689,6 +690,7 @@ impl Worker {
         let arguments = Mapping::open(adopt(arguments))?;
         let worker = EngineWorker::new(lane, arguments, Doorbell::from_fd(adopt(doorbell)))?;
         WORKS_HERE.store(process::id(), Ordering::Relaxed);
+        heap::keep();
         Ok(Self {
             inner: worker,
             call: Mutex::new(None),

@@ -17,6 +17,7 @@ use crate::shared_memory::{Arena, GiveBack, Lease};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::futex;
+use crate::sys::heap;
 use crate::sys::mapping::Mapping;
 use crate::sys::process;
 
@@ -25,6 +26,13 @@ const SPINS: u32 = 1 << 9;
 
 /// A worker looks this often at most at the memory it uses, which takes about 20 µs: a thousandth of its time.
 const MEMORY_LOOK: Duration = Duration::from_millis(20);
+
+/// A worker that has had nothing to do for so long gives back memory that it keeps for the next job, if it has more than
+/// `MOST_KEPT` bytes of its own.
+const KEPT_FOR: Duration = Duration::from_secs(1);
+const MOST_KEPT: u64 = 32 << 20;
+const KEEPS_NOTHING: u64 = 0;
+const BUSY: u64 = 1;
 
 /// Bytes of a call: in the frame, or in memory that is given back when the lease is dropped.
 #[derive(Debug)]
@@ -112,6 +120,8 @@ struct Memory {
     looked_ns: AtomicU64,
     /// Whether there was an answer since.
     unlooked: AtomicBool,
+    /// Since when there is nothing to do, while memory is kept for the next job: else [`BUSY`] or [`KEEPS_NOTHING`].
+    idle_since_ns: AtomicU64,
 }
 
 /// A job that runs. Filled by the thread that takes calls, emptied by the one that answers.
@@ -190,6 +200,9 @@ impl Worker {
                 limit = Some(limit.map_or(MEMORY_LOOK, |limit| limit.min(MEMORY_LOOK)));
             }
         }
+        if self.keep_or_give_back() {
+            limit = Some(limit.map_or(KEPT_FOR, |limit| limit.min(KEPT_FOR)));
+        }
         let bell = &self.lane.control().worker_bell;
         bell.announce();
         reached(Step::Asleep);
@@ -199,6 +212,25 @@ impl Worker {
         bell.withdraw();
         reached(Step::Awake);
         Ok(())
+    }
+
+    /// Before this worker sleeps: gives back the memory that it keeps, if it has been idle for long; whether it keeps any.
+    fn keep_or_give_back(&self) -> bool {
+        let idle_since_ns = &self.memory.idle_since_ns;
+        let now_ns = monotonic_ns();
+        match idle_since_ns.load(Ordering::Relaxed) {
+            KEEPS_NOTHING => return false,
+            BUSY => idle_since_ns.store(now_ns, Ordering::Relaxed),
+            since_ns if now_ns.saturating_sub(since_ns) >= KEPT_FOR.as_nanos() as u64 => {
+                idle_since_ns.store(KEEPS_NOTHING, Ordering::Relaxed);
+                if process::own_bytes().unwrap_or(0) > MOST_KEPT {
+                    heap::give_back();
+                }
+                return false;
+            }
+            _ => {}
+        }
+        true
     }
 
     /// Claims the oldest call and marks it as begun; `None` if there is none.
@@ -256,6 +288,7 @@ impl Worker {
         if at >= self.used.load(Ordering::Relaxed) {
             self.used.store(at + 1, Ordering::Release);
         }
+        self.memory.idle_since_ns.store(BUSY, Ordering::Relaxed);
         self.lane.begin(at, job, now_ns);
         Ok(())
     }
@@ -280,7 +313,12 @@ impl Worker {
         }
         memory.looked_ns.store(now_ns, Ordering::Relaxed);
         // A process that cannot look (a job has used up all descriptors, say) looks again later.
-        let resident_bytes = process::own_bytes().unwrap_or(0);
+        let mut resident_bytes = process::own_bytes().unwrap_or(0);
+        if resident_bytes > limit {
+            // What is only kept for the next job does not count.
+            heap::give_back();
+            resident_bytes = process::own_bytes().unwrap_or(0);
+        }
         if resident_bytes > limit && memory.limit.swap(0, Ordering::Relaxed) != 0 {
             self.push(
                 &mut locked(&self.answering),

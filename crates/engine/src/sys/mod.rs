@@ -6,6 +6,7 @@
 //! | [`clock`] | a monotonic clock that all processes of the machine share |
 //! | [`doorbell`] | a descriptor that one side rings and the other polls together with others |
 //! | [`futex`] | sleeping on a word of shared memory |
+//! | [`heap`] | what becomes of memory that is freed |
 //! | [`identity`] | telling a process from any other, and the living from the dead |
 //! | [`mapping`] | nameless shared memory |
 //! | [`poller`] | waiting for many descriptors at once |
@@ -17,6 +18,7 @@ pub mod clock;
 mod copy;
 pub mod doorbell;
 pub mod futex;
+pub mod heap;
 pub mod identity;
 pub mod mapping;
 pub mod memory;
