@@ -74,12 +74,13 @@ conformance: ## CPython's own tests of concurrent.futures and multiprocessing on
 	else $(MAKE) --no-print-directory build PYTHON="$(CONFORMANCE_PYTHON)" \
 		&& scripts/conformance "$(SHARED)/conformance" "$$($(MAKE) --no-print-directory -s print-run PYTHON="$(CONFORMANCE_PYTHON)")"; fi
 
-bench: $(VENV)/bench $(VENV)/built ## ours against the standard pools, pebble and joblib, as ratios
+bench: $(VENV)/bench $(VENV)/built ## ours against the standard library and other libraries, as ratios
 	$(RUN) benches/thread_pool.py
 	$(RUN) benches/process_pool.py
 	$(RUN) benches/locks.py
 	$(RUN) benches/queues.py
 	$(RUN) benches/multiprocessing_queue.py
+	$(RUN) benches/event_loop.py
 
 faults: $(VENV)/built ## ten thousand faults over a hundred thousand tasks: each costs what it may cost (ten minutes)
 	$(RUN) benches/faults.py

@@ -25,6 +25,7 @@ from plait.compare import process_tree
 
 OURS = "plait"
 SECONDS = 1.5  # How long one measurement of throughput goes on.
+MOST_SECONDS = 120  # When a measurement is given up: it hangs.
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Row:
     unit: str
     measure: Callable[[Callable[[], Pool]], Sample]
     higher_is_better: bool = True
+    without: frozenset[str] = frozenset()  # peers that have nothing of the kind
 
 
 def noop(*_: object) -> None:
@@ -195,8 +197,17 @@ def tree_cpu() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def main(title: str, script: str, peers: Mapping[str, Callable[[], Pool]], rows: list[Row]) -> None:
-    """The command line of a benchmark; ``script`` is the benchmark's file, run again for each measurement."""
+def main(
+    title: str,
+    script: str,
+    peers: Mapping[str, Callable[[], Pool]],
+    rows: list[Row],
+    versions: tuple[str, ...] = ("plait", "joblib", "mpire", "pebble", "numpy"),
+) -> None:
+    """The command line of a benchmark; ``script`` is its file, run again for each measurement.
+
+    ``versions`` are the distributions whose versions are told with the figures.
+    """
     parser = argparse.ArgumentParser(description=f"{title}: plait against its peers")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default: 5)")
     parser.add_argument("--row", action="append", help="only rows whose name contains this (may be repeated)")
@@ -215,16 +226,22 @@ def main(title: str, script: str, peers: Mapping[str, Callable[[], Pool]], rows:
         for row in chosen_rows:
             for turn in range(options.rounds):
                 for peer in chosen_peers:
+                    if peer in row.without:
+                        continue
                     status.update(f"{row.name}: {peer}, round {turn + 1} of {options.rounds}")
                     if (measured := _sample(script, peer, row)) is not None:
                         samples.setdefault((row.name, peer), []).append(measured)
-    _report(title, chosen_rows, chosen_peers, samples, options.rounds)
+    _report(title, chosen_rows, chosen_peers, samples, options.rounds, versions)
 
 
 def _sample(script: str, peer: str, row: Row) -> Sample | None:
     """One measurement in a process of its own; None, and a line on standard error, if it failed."""
     command = [sys.executable, script, "--one", peer, row.name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        print(f"{row.name}: {peer} failed: more than {MOST_SECONDS} s", file=sys.stderr)
+        return None
     if done.returncode == 0:
         return Sample(*json.loads(done.stdout))
     last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
@@ -233,7 +250,12 @@ def _sample(script: str, peer: str, row: Row) -> Sample | None:
 
 
 def _report(
-    title: str, rows: list[Row], peers: list[str], samples: dict[tuple[str, str], list[Sample]], rounds: int
+    title: str,
+    rows: list[Row],
+    peers: list[str],
+    samples: dict[tuple[str, str], list[Sample]],
+    rounds: int,
+    versions: tuple[str, ...],
 ) -> None:
     table = Table(show_lines=True)
     table.add_column(title)
@@ -254,7 +276,7 @@ def _report(
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_name(),
         "cpus": len(os.sched_getaffinity(0)),
-        "versions": {name: _version(name) for name in ("plait", "joblib", "mpire", "pebble", "numpy")},
+        "versions": {name: _version(name) for name in versions},
     }
     console = Console(highlight=False)
     console.print(table)
