@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import gc
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -282,6 +284,36 @@ def test_a_cancelled_put_leaves_its_place_to_the_next(kind: Any) -> None:
         assert await one.get_async() == 2
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("loses_descriptor", [False, True])
+def test_a_loop_that_cannot_listen_is_called(loses_descriptor: bool) -> None:
+    listened: list[int] = []
+
+    class Loop(asyncio.SelectorEventLoop):
+        def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+            if not loses_descriptor:
+                raise NotImplementedError
+            super().add_reader(fd, callback, *args)
+            listened.append(fd)
+
+    async def main() -> None:
+        one: queue.Queue[int] = queue.Queue()
+        for number in range(3):
+            getter = asyncio.create_task(one.get_async())
+            await asyncio.sleep(0)
+            if listened:
+                loop.remove_reader(descriptor := listened.pop())
+                with Path(os.devnull).open() as nothing:
+                    os.dup2(nothing.fileno(), descriptor)  # as of somebody who closes every descriptor
+            result = in_thread(lambda number=number: one.put(number))  # type: ignore[misc]
+            assert await asyncio.wait_for(getter, 60) == number
+            assert result() is None
+
+    loop = Loop()
+    with contextlib.closing(loop):
+        loop.run_until_complete(main())
+    assert not listened
 
 
 def test_a_loop_that_was_closed_is_passed_over() -> None:

@@ -7,9 +7,11 @@ passed on, so nothing is lost. Imported when a coroutine has to wait for the fir
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from plait import _rust
@@ -36,6 +38,10 @@ def running_bell() -> tuple[asyncio.AbstractEventLoop, _rust.LoopBell]:
     if bell is None:
         # Two threads never run one loop, so nobody else makes a bell for this one.
         bell = _bells[loop] = _rust.LoopBell(loop)
+        if not isinstance(loop, _rust.EventLoop):
+            with suppress(NotImplementedError):  # the loop has no `add_reader`
+                # Not in the context of whoever is the first to wait: it would be kept as long as the loop.
+                contextvars.Context().run(bell.listen, loop)
     return loop, bell
 
 

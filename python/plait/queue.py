@@ -32,7 +32,7 @@ __all__ = ["Empty", "Full", "LifoQueue", "PriorityQueue", "Queue", "ShutDown", "
 
 T = TypeVar("T")
 
-_NOTHING: Any = object()
+_NOTHING: Any = _rust.nothing()
 # How a subclass says how items are kept.
 _HOOKS = ("_init", "_qsize", "_put", "_get")
 # What the standard class shows of its inside.
@@ -85,7 +85,7 @@ class Queue(_rust.Queue, _standard.Queue[T]):
 
         A limit is ``asyncio.timeout`` or ``wait_for``: who is cancelled takes no item along.
         """
-        item = self._poll(_NOTHING)
+        item = self._take()
         return (await _get_in_line(self)) if item is _NOTHING else item  # type: ignore[no-any-return]
 
     async def join_async(self) -> None:
@@ -310,7 +310,7 @@ class SimpleQueue(_rust.SimpleQueue):
 
     async def get_async(self) -> Any:
         """Take an item; wait for one if there is none. Raises `ShutDown` if there will be none."""
-        item = self._poll(_NOTHING)
+        item = self._take()
         return (await _get_in_line(self)) if item is _NOTHING else item
 
     def __reduce__(self) -> NoReturn:

@@ -48,7 +48,7 @@ mod _rust {
         ProcessEvent, ProcessQueue, ProcessWaiters, ReceivedBuffer, SemLock, note_fork,
     };
     #[pymodule_export]
-    use super::queue::{Queue, QueueWaiter, SimpleQueue};
+    use super::queue::{Queue, QueueWaiter, SimpleQueue, nothing};
     #[pymodule_export]
     use super::shared_memory::{Segment, SegmentPart, SharedBuffer, Ticket, memory_fallback};
     #[pymodule_export]

@@ -92,6 +92,18 @@ fn deadline(seconds: Option<f64>) -> PyResult<Option<Instant>> {
     Ok(Instant::now().checked_add(Duration::from_secs_f64(seconds)))
 }
 
+#[pyclass(frozen, module = "plait._rust")]
+struct Nothing;
+
+/// What `_take` returns if there is no item; it is no item itself. An argument that says so would cost more than the rest.
+#[pyfunction]
+pub fn nothing(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    static NOTHING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    NOTHING
+        .get_or_try_init(py, || Py::new(py, Nothing).map(Py::into_any))
+        .map(|nothing| nothing.clone_ref(py))
+}
+
 /// The place in line of a coroutine.
 #[pyclass(frozen, module = "plait._rust")]
 pub struct QueueWaiter(Place);
@@ -264,12 +276,12 @@ impl Core {
         }
     }
 
-    /// An item that is there, or `default`.
-    fn poll(&self, default: Py<PyAny>) -> PyResult<Py<PyAny>> {
+    /// An item that is there, or [`nothing`].
+    fn take(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self.ends().get(None) {
             Get::Item(item) => Ok(item),
             Get::ShutDown => Err(exception("ShutDown")),
-            Get::Empty | Get::Waiting(_) | Get::Elsewhere => Ok(default),
+            Get::Empty | Get::Waiting(_) | Get::Elsewhere => nothing(py),
         }
     }
 
@@ -485,9 +497,9 @@ impl Queue {
         Ok(())
     }
 
-    /// An item that is there, or `default`.
-    fn _poll(&self, default: Py<PyAny>) -> PyResult<Py<PyAny>> {
-        self.core.poll(default)
+    /// An item that is there, or `nothing()`.
+    fn _take(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.core.take(py)
     }
 
     /// Puts the item if there is a place here: true.
@@ -679,9 +691,9 @@ impl SimpleQueue {
         self.core.ends().is_shut()
     }
 
-    /// An item that is there, or `default`.
-    fn _poll(&self, default: Py<PyAny>) -> PyResult<Py<PyAny>> {
-        self.core.poll(default)
+    /// An item that is there, or `nothing()`.
+    fn _take(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.core.take(py)
     }
 
     #[pyo3(signature = (bell, future, place))]
