@@ -256,7 +256,7 @@ class Comparison:
 
 def available_models() -> list[str]:
     """The models that this interpreter can run, `auto` left out."""
-    models = ["tasks", "threads", "processes"]
+    models = ["tasks", "threads", "processes", "hybrid"]
     if sys.version_info >= (3, 14):
         models.append("interpreters")
     return models
