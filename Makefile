@@ -47,7 +47,7 @@ sanitize: | requirements ## the address sanitizer over the tests of crates/sync 
 loom-mutants: | requirements ## weaken the orderings one by one: loom must notice each (two minutes)
 	$(PYTHON) scripts/loom_mutants.py
 
-python-test: $(VENV)/dev $(VENV)/built ## pytest; then workers killed at every step, by an extension with hooks for that
+python-test: $(VENV)/dev $(VENV)/programs $(VENV)/built ## pytest; then workers killed at every step, by an extension with hooks for that
 	$(RUN) -m pytest
 	PYO3_PYTHON="$(CURDIR)/$(RUN)" PYO3_BUILD_EXTENSION_MODULE=1 \
 		cargo build --locked --quiet --package plait-python --features fault-hooks
@@ -114,6 +114,10 @@ $(VENV)/built: $(VENV)/tools $(CARGO_SOURCES)
 
 $(VENV)/dev: $(VENV)/tools
 	$(RUN) -m pip install --quiet --disable-pip-version-check --group dev
+	@touch $@
+
+$(VENV)/programs: $(VENV)/tools
+	$(RUN) -m pip install --quiet --disable-pip-version-check --only-binary :all: --group programs
 	@touch $@
 
 $(VENV)/bench: $(VENV)/tools
