@@ -39,6 +39,12 @@ pub fn call_in<'py>(
     function.call1((argument,))
 }
 
+/// Whether somebody may know an object beside those who hold `ours` references to it; without the GIL nobody can tell.
+pub fn is_known_to_others(object: &Bound<'_, PyAny>, ours: isize) -> bool {
+    // SAFETY: a live object; attached, so with the GIL nobody changes the count meanwhile.
+    cfg!(Py_GIL_DISABLED) || unsafe { ffi::Py_REFCNT(object.as_ptr()) } > ours
+}
+
 /// A call to be made later: the function, its arguments and the context to make it in.
 pub struct Callback {
     function: Py<PyAny>,

@@ -25,6 +25,8 @@ mod _rust {
     #[pymodule_export]
     use super::event_loop::{EventLoop, LoopCoroutine, LoopWaiter, prepare_handles};
     #[pymodule_export]
+    use super::event_loop::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};
+    #[pymodule_export]
     use super::future::Future;
     #[pymodule_export]
     use super::gil::GilWatch;

@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING
 from plait._fall_back import fall_back as _fall_back
 from plait.asyncio import events as events
 from plait.asyncio import runners as runners
+from plait.asyncio import streams as streams
 from plait.asyncio.events import DefaultEventLoopPolicy as DefaultEventLoopPolicy
 from plait.asyncio.events import get_event_loop as get_event_loop
 from plait.asyncio.events import new_event_loop as new_event_loop
 from plait.asyncio.runners import Runner as Runner
 from plait.asyncio.runners import run as run
+from plait.asyncio.streams import StreamReader as StreamReader
+from plait.asyncio.streams import StreamReaderProtocol as StreamReaderProtocol
+from plait.asyncio.streams import StreamWriter as StreamWriter
+from plait.asyncio.streams import open_connection as open_connection
+from plait.asyncio.streams import open_unix_connection as open_unix_connection
+from plait.asyncio.streams import start_server as start_server
+from plait.asyncio.streams import start_unix_server as start_unix_server
 from plait.event_loop import EventLoop as EventLoop
 
 if TYPE_CHECKING:
@@ -40,7 +48,6 @@ if TYPE_CHECKING:
     from asyncio import selector_events as selector_events
     from asyncio import sslproto as sslproto
     from asyncio import staggered as staggered
-    from asyncio import streams as streams
     from asyncio import subprocess as subprocess
     from asyncio import taskgroups as taskgroups
     from asyncio import tasks as tasks

@@ -6,10 +6,12 @@ mod handle;
 pub mod item;
 #[allow(dead_code, reason = "transports use it")]
 pub mod protocol;
+mod streams;
 pub(crate) mod waiter;
 
 pub use coroutine::Coroutine as LoopCoroutine;
 pub use handle::prepare_handles;
+pub use streams::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};
 pub use waiter::Waiter as LoopWaiter;
 
 use std::collections::VecDeque;
