@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import selectors
+import socket
 import sys
 import threading
-from asyncio import base_events, events, format_helpers
+from asyncio import base_events, constants, events, format_helpers
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from plait import _rust
+from plait import _rust, _stream_transport
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -36,6 +38,8 @@ class TimerHandle(asyncio.TimerHandle):
 
 
 _rust.prepare_handles(Handle, TimerHandle)
+_rust.prepare_stream_transport(_stream_transport.StreamTransport)
+os.register_at_fork(after_in_child=_rust.leave_event_loops)
 
 
 class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
@@ -133,13 +137,39 @@ class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
         self.call_exception_handler(context)
 
     def _report_native(self, source: object, error: BaseException) -> None:
-        """Something in Rust has raised."""
-        self.call_exception_handler({"message": f"Exception in {source!r}", "exception": error})
+        """What Rust code called has raised."""
+        self.call_exception_handler({"message": f"Exception in callback of {source!r}", "exception": error})
 
     def _note_slow(self, source: object, took: float) -> None:
         """In debug mode: tell of something in Rust that took long."""
         if took >= self.slow_callback_duration:
             logger.warning("Executing %r took %.3f seconds", source, took)
+
+    def _note_broken(self, transport: object, message: str, error: BaseException) -> None:
+        """In debug mode: tell of a connection that broke."""
+        logger.debug("%r: %s", transport, message, exc_info=error)
+
+    def _serve_again_later(self: Any, protocol_factory: object, sock: socket.socket, *how: object) -> None:
+        """Accept nothing for a second: there are no descriptors left."""
+
+        def serve() -> None:
+            if sock.fileno() != -1:  # The server may have been closed meanwhile.
+                self._start_serving(protocol_factory, sock, *how)
+
+        self.call_later(constants.ACCEPT_RETRY_DELAY, serve)
+
+    async def _sendfile_native(self: Any, transp: Any, file: Any, offset: int, count: int | None) -> int:
+        """While the file is sent the descriptor is `sock_sendfile`'s, not the transport's."""
+        resume_reading = transp.is_reading()
+        transp.pause_reading()
+        await transp._make_empty_waiter()
+        transp._sync()
+        try:
+            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)  # type: ignore[no-any-return]
+        finally:
+            transp._reset_empty_waiter()
+            if resume_reading:
+                transp.resume_reading()
 
 
 class _Selector(selectors.BaseSelector):

@@ -23,7 +23,10 @@ mod _rust {
     #[pymodule_export]
     use super::choose::choose;
     #[pymodule_export]
-    use super::event_loop::{EventLoop, LoopCoroutine, LoopWaiter, prepare_handles};
+    use super::event_loop::{
+        EventLoop, LoopCoroutine, LoopWaiter, StreamTransport, leave_event_loops, prepare_handles,
+        prepare_stream_transport,
+    };
     #[pymodule_export]
     use super::event_loop::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};
     #[pymodule_export]

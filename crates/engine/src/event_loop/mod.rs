@@ -5,7 +5,7 @@ mod interest;
 mod sources;
 mod timers;
 
-pub use crate::sys::poller::{Readiness, Watch};
+pub use crate::sys::poller::{Readiness, Watch, note_fork};
 pub use interest::Side;
 pub use sources::Token;
 

@@ -12,6 +12,7 @@
 //! | [`poller`] | waiting for many descriptors at once |
 //! | [`memory`] | how much of it is left |
 //! | [`process`] | starting the zygote, signalling a worker, dying with one's parent |
+//! | [`socket`] | receiving and sending without blocking |
 
 pub mod channel;
 pub mod clock;
@@ -24,3 +25,4 @@ pub mod mapping;
 pub mod memory;
 pub mod poller;
 pub mod process;
+pub mod socket;

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
@@ -45,6 +46,8 @@ pub struct Watch {
     pub read: bool,
     /// That something can be written.
     pub write: bool,
+    /// Tell of changes only, not every time as long as it is so.
+    pub edges: bool,
 }
 
 /// What a wait has found.
@@ -92,9 +95,19 @@ fn is_bell(event: &epoll::Event) -> bool {
     event.data.u64() == BELL
 }
 
+/// How many forks this process is away from its first ancestor that polled.
+static FORKS: AtomicUsize = AtomicUsize::new(0);
+
+/// To be called in a forked child: what its parent polls is the parent's alone.
+pub fn note_fork() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
 /// Waits for descriptors that belong to others.
 #[derive(Debug)]
 pub struct Poller {
+    /// In which process it was made.
+    forks: usize,
     epoll: OwnedFd,
     bell: OwnedFd,
 }
@@ -105,7 +118,11 @@ impl Poller {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &bell, EventData::new_u64(BELL), EventFlags::IN)?;
-        Ok(Self { epoll, bell })
+        Ok(Self {
+            forks: FORKS.load(Ordering::Relaxed),
+            epoll,
+            bell,
+        })
     }
 
     /// Watches a descriptor. One that is watched already is an error.
@@ -127,7 +144,7 @@ impl Poller {
 
     /// Watches a descriptor for its one owner, who is told on every edge.
     pub fn add_source(&self, fd: RawFd, number: u64, watch: Watch) -> io::Result<()> {
-        let (flags, data) = (edges(watch), EventData::new_u64(SOURCE | number));
+        let (flags, data) = (source_flags(watch), EventData::new_u64(SOURCE | number));
         match epoll::add(&self.epoll, borrowed(fd)?, data, flags) {
             Err(rustix::io::Errno::EXIST) => {
                 Ok(epoll::modify(&self.epoll, borrowed(fd)?, data, flags)?)
@@ -138,12 +155,15 @@ impl Poller {
 
     /// Watches it for something else. What it is ready for already counts as an edge.
     pub fn change_source(&self, fd: RawFd, number: u64, watch: Watch) -> io::Result<()> {
-        let (flags, data) = (edges(watch), EventData::new_u64(SOURCE | number));
+        let (flags, data) = (source_flags(watch), EventData::new_u64(SOURCE | number));
         Ok(epoll::modify(&self.epoll, borrowed(fd)?, data, flags)?)
     }
 
-    /// Does not watch a descriptor any more.
+    /// Does not watch a descriptor any more. In a forked child nothing happens: the parent still does.
     pub fn remove(&self, fd: RawFd) -> io::Result<()> {
+        if self.forks != FORKS.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         Ok(epoll::delete(&self.epoll, borrowed(fd)?)?)
     }
 
@@ -177,8 +197,9 @@ fn flags(read: bool, write: bool) -> EventFlags {
     flags
 }
 
-fn edges(watch: Watch) -> EventFlags {
-    let mut flags = EventFlags::ET;
+fn source_flags(watch: Watch) -> EventFlags {
+    let mut flags = EventFlags::empty();
+    flags.set(EventFlags::ET, watch.edges);
     flags.set(
         EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI,
         watch.read,

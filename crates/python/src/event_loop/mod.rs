@@ -1,16 +1,23 @@
 //! `_rust.EventLoop`: the hot paths of an asyncio event loop. `plait.event_loop.EventLoop` puts asyncio's own behind them.
 
+mod bytes;
+pub mod context;
 pub(crate) mod coroutine;
 mod handle;
-#[allow(dead_code, reason = "transports use it")]
 pub mod item;
-#[allow(dead_code, reason = "transports use it")]
+pub mod os_error;
+mod owners;
+#[allow(dead_code, reason = "the protocols of streams and TLS use it")]
 pub mod protocol;
+mod server;
+pub mod socket_number;
+pub mod stream_transport;
 mod streams;
 pub(crate) mod waiter;
 
 pub use coroutine::Coroutine as LoopCoroutine;
 pub use handle::prepare_handles;
+pub use stream_transport::{StreamTransport, prepare_stream_transport};
 pub use streams::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};
 pub use waiter::Waiter as LoopWaiter;
 
@@ -28,9 +35,18 @@ use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyList, PyTuple};
 
 use item::{CallFn, Item, Source};
+use os_error::os_error;
 
 /// So many handles are kept to be used again.
 const MOST_SPARES: usize = 64;
+/// So much is received by one call at most, as with asyncio's transports.
+const MOST_RECEIVED: usize = 256 * 1024;
+
+/// In a forked child: the loops that were made before are the parent's. To be called by `os.register_at_fork`.
+#[pyfunction]
+pub fn leave_event_loops() {
+    plait_engine::event_loop::note_fork();
+}
 
 /// What an event loop does often. All methods but `call_soon_threadsafe` are for the loop's own thread.
 #[pyclass(frozen, subclass, weakref, module = "plait._rust")]
@@ -38,6 +54,8 @@ pub struct EventLoop {
     core: EngineLoop<Item>,
     /// Handles that have run and that nobody knows any more, to be used again.
     spares: Mutex<Vec<Py<PyAny>>>,
+    /// What transports receive into, while none does.
+    buffer: Mutex<Option<Box<[u8]>>>,
     stopping: AtomicBool,
     closed: AtomicBool,
     debug: AtomicBool,
@@ -78,10 +96,7 @@ impl EventLoop {
             self.core.add(Item::Handle(handle.unbind()));
         }
     }
-}
 
-#[allow(dead_code, reason = "transports use it")]
-impl EventLoop {
     /// For Rust code: `run` on this object in the next turn, as `call_soon` would.
     pub(crate) fn schedule(&self, object: Py<PyAny>, run: CallFn) -> PyResult<()> {
         self.check_closed()?;
@@ -90,6 +105,7 @@ impl EventLoop {
     }
 
     /// The same from any thread, attached or not. A loop that is closed already drops it.
+    #[allow(dead_code, reason = "what runs in other threads uses it")]
     pub(crate) fn schedule_remote(&self, object: Py<PyAny>, run: CallFn) {
         if !self.closed.load(Ordering::Relaxed) {
             self.core.add_remote(Item::Call(object, run));
@@ -106,7 +122,8 @@ impl EventLoop {
     ) -> PyResult<Token> {
         self.check_closed()?;
         let py = source.py();
-        let (token, dropped) = self.core.register(fd, watch, Item::source(source))?;
+        let registered = self.core.register(fd, watch, Item::source(source));
+        let (token, dropped) = registered.map_err(|error| os_error(py, error))?;
         for item in dropped {
             if let Item::Handle(handle) = item {
                 handle.call_method0(py, intern!(py, "cancel"))?;
@@ -116,17 +133,30 @@ impl EventLoop {
     }
 
     /// Tells it of something else.
-    pub(crate) fn change(&self, token: Token, watch: Watch) -> PyResult<()> {
-        Ok(self.core.change(token, watch)?)
+    pub(crate) fn change(&self, py: Python<'_>, token: Token, watch: Watch) -> PyResult<()> {
+        let changed = self.core.change(token, watch);
+        changed.map_err(|error| os_error(py, error))
+    }
+
+    /// A buffer of `MOST_RECEIVED` bytes to receive into; to be given back.
+    pub(crate) fn take_buffer(&self) -> Box<[u8]> {
+        let kept = self.kept_buffer().take();
+        kept.unwrap_or_else(|| vec![0; MOST_RECEIVED].into_boxed_slice())
+    }
+
+    pub(crate) fn give_buffer(&self, buffer: Box<[u8]>) {
+        *self.kept_buffer() = Some(buffer);
+    }
+
+    fn kept_buffer(&self) -> MutexGuard<'_, Option<Box<[u8]>>> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets go of it. Nothing happens if it is not registered any more.
     pub(crate) fn unregister(&self, token: Token) {
         drop(self.core.unregister(token));
     }
-}
 
-impl EventLoop {
     fn clear(&self) {
         let spares = std::mem::take(&mut *self.spares());
         drop((self.core.clear(), spares));
@@ -304,6 +334,7 @@ impl EventLoop {
         Ok(Self {
             core: EngineLoop::new()?,
             spares: Mutex::default(),
+            buffer: Mutex::default(),
             stopping: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             debug: AtomicBool::new(false),
@@ -450,6 +481,51 @@ impl EventLoop {
 
     fn _remove_writer(&self, py: Python<'_>, fd: &Bound<'_, PyAny>) -> PyResult<bool> {
         self.unwatch(py, fd, Side::Write)
+    }
+
+    #[pyo3(signature = (sock, protocol, waiter=None, *, extra=None, server=None))]
+    fn _make_socket_transport<'py>(
+        slf: &Bound<'py, Self>,
+        sock: &Bound<'py, PyAny>,
+        protocol: &Bound<'py, PyAny>,
+        waiter: Option<Bound<'py, PyAny>>,
+        extra: Option<Bound<'py, PyAny>>,
+        server: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        Self::_ensure_fd_no_transport(slf, sock)?;
+        stream_transport::make(slf, sock, protocol, waiter, extra, server)
+    }
+
+    /// Refuses a descriptor that a transport owns.
+    fn _ensure_fd_no_transport(slf: &Bound<'_, Self>, fd: &Bound<'_, PyAny>) -> PyResult<()> {
+        owners::ensure_none(slf, fd)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "asyncio's own")]
+    #[pyo3(signature = (
+        protocol_factory, sock, sslcontext=None, server=None, backlog=100,
+        ssl_handshake_timeout=None, ssl_shutdown_timeout=None
+    ))]
+    fn _accept_connection<'py>(
+        slf: &Bound<'py, Self>,
+        protocol_factory: Bound<'py, PyAny>,
+        sock: Bound<'py, PyAny>,
+        sslcontext: Option<Bound<'py, PyAny>>,
+        server: Option<Bound<'py, PyAny>>,
+        backlog: usize,
+        ssl_handshake_timeout: Option<Bound<'py, PyAny>>,
+        ssl_shutdown_timeout: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<()> {
+        let serving = server::Serving {
+            protocol_factory,
+            socket: sock,
+            ssl_context: sslcontext,
+            server,
+            backlog,
+            handshake_timeout: ssl_handshake_timeout,
+            shutdown_timeout: ssl_shutdown_timeout,
+        };
+        server::accept_all(slf, &serving)
     }
 
     /// Lets go of every handle.
