@@ -15,6 +15,8 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyTuple};
 
 use super::classes;
 use super::state::{Shared, State};
+use crate::event_loop::EventLoop;
+use crate::event_loop::waiter::Waiter;
 
 const NOT_WITHIN_LIMIT: &str = "Separator is not found, and chunk exceed the limit";
 const BEYOND_LIMIT: &str = "Separator is found, but chunk is longer than limit";
@@ -103,6 +105,13 @@ fn take_all<'py>(py: Python<'py>, state: &mut State) -> Bound<'py, PyBytes> {
 /// Tells whoever waits, unless they have been cancelled meanwhile.
 fn complete(waiter: &Bound<'_, PyAny>, exception: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
     let py = waiter.py();
+    if let Ok(waiter) = waiter.cast::<Waiter>() {
+        return match exception {
+            Some(exception) => Waiter::set_error(waiter, PyErr::from_value(exception.clone())),
+            None => Waiter::wake(waiter),
+        }
+        .map(drop);
+    }
     let cancelled = waiter.call_method0(intern!(py, "cancelled"))?;
     if cancelled.is_truthy()? {
         return Ok(());
@@ -234,9 +243,12 @@ impl StreamReader {
         let event_loop = event_loop.ok_or_else(|| {
             PyRuntimeError::new_err("this StreamReader has no loop: __init__() was not called")
         })?;
-        let waiter = event_loop
-            .bind(py)
-            .call_method0(intern!(py, "create_future"))?;
+        let event_loop = event_loop.bind(py);
+        let waiter = if event_loop.is_instance_of::<EventLoop>() {
+            Waiter::new(event_loop)?.into_any()
+        } else {
+            event_loop.call_method0(intern!(py, "create_future"))?
+        };
         let mut state = shared.lock();
         state.waiter = Some(waiter.clone().unbind());
         state.needed = needed;
