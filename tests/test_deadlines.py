@@ -570,8 +570,8 @@ def test_limits_that_make_no_sense_are_refused(options: dict[str, Any], error: s
 
 
 def test_limits_of_processes_are_not_for_threads() -> None:
-    with pytest.raises(TypeError, match="no option 'idle_timeout'"):
-        plait.Executor("threads", idle_timeout=None)
+    with pytest.raises(TypeError, match="no option 'cancel_grace'"):
+        plait.Executor("threads", cancel_grace=1)
 
 
 HOARD: list[bytes] = []

@@ -364,6 +364,38 @@ def test_no_thread_is_left_after_shutdown() -> None:
     assert threads_of(pool) == set()
 
 
+@pytest.mark.parametrize("workers", [1, 4, "adaptive"])
+def test_idle_threads_leave_and_others_come(workers: Any) -> None:
+    started: list[str] = []
+
+    def note() -> None:
+        started.append(threading.current_thread().name)
+
+    pool = ThreadPool(workers, name="idle", initializer=note, idle_timeout=0.001)
+    try:
+        for number in range(30):
+            jobs = [submit(pool, abs, -number) for _ in range(8)]
+            assert [job.result(LONG) for job in jobs] == [number] * 8
+            if number % 3 == 0:
+                deadline = time.monotonic() + LONG
+                while pool.load().workers:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.001)
+                assert submit(pool, threading.current_thread).result(LONG).name == started[-1]
+    finally:
+        pool.shutdown()
+    assert len(started) >= 10
+
+
+def test_an_idle_timeout_is_a_number_of_seconds() -> None:
+    for wrong in (-1, float("nan")):
+        with pytest.raises(ValueError, match=f"idle_timeout must be at least 0 seconds, not {wrong}"):
+            ThreadPool(1, idle_timeout=wrong)
+    pool = ThreadPool(1, idle_timeout=None)
+    assert submit(pool, abs, -4).result(LONG) == 4
+    pool.shutdown()
+
+
 def test_a_callback_that_ends_the_program_does_not_end_the_worker(
     pool: ThreadPool, caplog: pytest.LogCaptureFixture
 ) -> None:

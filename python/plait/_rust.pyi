@@ -219,9 +219,9 @@ class ThreadPool:
         workers: int,
         crew: Any,
         future_type: type[Future],
-        runs_coroutines: bool,
-        carries_context: bool,
+        is_plait: bool,
         is_adaptive: bool,
+        idle_timeout: float | None,
     ) -> Self: ...
     @property
     def workers(self) -> int: ...

@@ -42,14 +42,14 @@ _FITS = {
     "max_tasks_per_worker": ("processes", "hybrid", "auto"),
     "preload": ("processes", "hybrid", "auto"),
     "cancel_grace": ("processes", "hybrid", "auto"),
-    "idle_timeout": ("processes", "hybrid", "auto"),
+    "idle_timeout": ("threads", "processes", "hybrid", "auto"),
     "max_memory_per_worker": ("processes", "hybrid", "auto"),
     "width": ("hybrid",),
 }
 
 
 _IDLE_TIMEOUT = 300.0
-"""Seconds after which a worker process without jobs leaves, unless the program says otherwise."""
+"""Seconds after which a worker without jobs leaves, unless the program says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,13 @@ class Executor(concurrent.futures.Executor):
             more results a second.
         cancel_grace: how many seconds a job in a worker process may take to end after it was cancelled, or
             its timeout was over, before the worker is killed; by default 1.
-        idle_timeout: after so many seconds without a job a worker process leaves, and another is started when
-            it is needed; by default 300. None keeps them.
+        idle_timeout: after so many seconds without a job a worker (a process or a thread) leaves, and another
+            is started when it is needed; by default 300. None keeps them.
         max_memory_per_worker: a worker process that holds more than so many bytes of memory of its own is
             replaced when it has done the job it is doing; by default there is no limit.
 
-    The last five are for processes; ``"auto"`` takes them for the case that it chooses those.
+    The last five are for processes, `idle_timeout` for threads, too; ``"auto"`` takes them for the case that
+    it chooses processes.
 
     Raises:
         ValueError: the model is not known, ``workers`` or ``max_tasks_per_worker`` is below 1.

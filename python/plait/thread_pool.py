@@ -33,6 +33,8 @@ _numbers = itertools.count()
 _STARTS_WITHIN = 0.5
 MOST_ADAPTIVE = 256
 """The most threads of an adaptive pool."""
+IDLE_TIMEOUT = 300.0
+"""Seconds after which a thread without jobs leaves, unless the program says otherwise."""
 
 
 def default_workers() -> int:
@@ -139,9 +141,11 @@ class ThreadPool(_rust.ThreadPool):
         initializer: called with `initargs` in each thread before its first job. If it raises, every job fails
             with `concurrent.futures.thread.BrokenThreadPool`.
         initargs: see `initializer`.
+        idle_timeout: after so many seconds without a job a thread leaves, and another is started when it is
+            needed. None keeps them until the pool is shut down.
 
     Raises:
-        ValueError: `workers` is less than 1.
+        ValueError: `workers` is less than 1, or `idle_timeout` below 0.
         TypeError: `initializer` cannot be called.
     """
 
@@ -157,8 +161,10 @@ class ThreadPool(_rust.ThreadPool):
         name: str = "",
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        idle_timeout: float | None = IDLE_TIMEOUT,
     ) -> ThreadPool:
-        return _create(cls, workers, name or f"plait-threads-{next(_numbers)}", initializer, initargs, True)
+        prefix = name or f"plait-threads-{next(_numbers)}"
+        return _create(cls, workers, prefix, initializer, initargs, True, idle_timeout)
 
     def load(self) -> Statistics:
         """What the pool is doing."""
@@ -192,6 +198,7 @@ def _create(
     initializer: Callable[..., object] | None,
     initargs: tuple[Any, ...],
     is_plait: bool,
+    idle_timeout: float | None = IDLE_TIMEOUT,
 ) -> ThreadPool:
     """A new pool; without `is_plait` it leaves coroutines and contexts alone, as the standard pool does."""
     is_adaptive = workers == "adaptive"
@@ -203,8 +210,10 @@ def _create(
         raise ValueError(f"workers must be at least 1, not {workers}")
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
+    if idle_timeout is not None and not idle_timeout >= 0:
+        raise ValueError(f"idle_timeout must be at least 0 seconds, not {idle_timeout}")
     crew = Crew(prefix, initializer, initargs)
-    pool = _rust.ThreadPool.__new__(cls, workers, crew, Future, is_plait, is_plait, is_adaptive)
+    pool = _rust.ThreadPool.__new__(cls, workers, crew, Future, is_plait, is_adaptive, idle_timeout)
     pool._crew = crew
     pool._core = pool.core()
     _pools.add(pool)

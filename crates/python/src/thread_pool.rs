@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use plait_engine::thread_pool::{Deadlines, Next, Submitted, ThreadPool as Engine, Worker};
+use plait_engine::thread_pool::{
+    Deadlines, Next, Retired, SATURATED_FOR, Saturation, Submitted, ThreadPool as Engine, Worker,
+};
 use plait_engine::width::Controller;
 use plait_sync::parker::{Parker, Unparker};
 use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
@@ -29,8 +31,6 @@ const PAUSE_INTERVAL: Duration = Duration::from_micros(100);
 const LOOKS_EVERY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
 /// Whoever waits so long for the interpreter, on average, waits for threads that compute: those keep it for 5 ms.
 const CONTENDED: Duration = Duration::from_millis(1);
-/// A pool that has been as wide as it may be for so long, with jobs waiting all the time, says so.
-const SATURATED_FOR: Duration = Duration::from_secs(10);
 
 /// One call and the future of its outcome.
 struct Job {
@@ -69,6 +69,8 @@ struct Shared {
     carries_context: bool,
     /// Only one thread at a time can run Python code.
     one_interpreter: bool,
+    /// For how long a worker waits for a job before it leaves; None for ever.
+    idle_timeout: Option<Duration>,
     /// An initializer failed: the pool takes no more jobs.
     broken: AtomicBool,
     deadlines: Mutex<Deadlines<Overdue>>,
@@ -311,15 +313,16 @@ pub struct ThreadPool {
 
 #[pymethods]
 impl ThreadPool {
+    /// Unless `is_plait` it leaves coroutines and contexts alone, as the standard pool does.
     #[new]
     fn new(
         py: Python<'_>,
         workers: usize,
         crew: Py<PyAny>,
         future_type: Py<PyType>,
-        runs_coroutines: bool,
-        carries_context: bool,
+        is_plait: bool,
         is_adaptive: bool,
+        idle_timeout: Option<f64>,
     ) -> PyResult<Self> {
         let sys = py.import(intern!(py, "sys"))?;
         let one_interpreter = match sys.getattr_opt(intern!(py, "_is_gil_enabled"))? {
@@ -333,9 +336,11 @@ impl ThreadPool {
         }
         let shared = Arc::new(Shared {
             engine,
-            runs_coroutines,
-            carries_context,
+            runs_coroutines: is_plait,
+            carries_context: is_plait,
             one_interpreter,
+            idle_timeout: idle_timeout
+                .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             broken: AtomicBool::new(false),
             deadlines: Mutex::new(Deadlines::new()),
             timer: Mutex::new(None),
@@ -568,12 +573,24 @@ impl ThreadPoolCore {
                     }
                 }
                 Next::Wait => {
-                    py.detach(|| {
+                    let called = py.detach(|| {
                         wake.now();
-                        if !shared.engine.wait(&worker) && shared.one_interpreter {
+                        let slept = match shared.idle_timeout {
+                            Some(limit) => shared.engine.wait_for(&worker, limit)?,
+                            None => shared.engine.wait(&worker),
+                        };
+                        if !slept && shared.one_interpreter {
                             await_free_interpreter();
                         }
+                        Some(())
                     });
+                    if called.is_none() {
+                        match shared.engine.retire(&mut worker) {
+                            Retired::Left => break,
+                            Retired::Called => drop(py.detach(|| shared.engine.wait(&worker))),
+                            Retired::Needed => {}
+                        }
+                    }
                     since = Instant::now();
                 }
                 Next::Leave => break,
@@ -595,8 +612,7 @@ impl ThreadPoolCore {
         let began = Instant::now();
         let mut controller = Controller::new(1, engine.limit(), 0);
         let (mut mean_wait, mut is_idle) = (Duration::ZERO, false);
-        let mut saturated_since: Option<Instant> = None;
-        let mut has_told = false;
+        let mut saturation = Saturation::default();
         while !(engine.is_closed() && engine.workers() == 0) {
             let pause = if is_idle {
                 LOOKS_EVERY.1
@@ -619,10 +635,8 @@ impl ThreadPoolCore {
                     self.start_worker(py, crew);
                 }
             }
-            if !is_saturated || known.width < known.limit {
-                saturated_since = None;
-            } else if !has_told && now - *saturated_since.get_or_insert(now) >= SATURATED_FOR {
-                has_told = true;
+            let is_full = is_saturated && known.width >= known.limit;
+            if saturation.observe(is_full, now.duration_since(began)) {
                 let longest = engine.look_at_first(|job| job.since.elapsed().as_secs_f64());
                 let told = (
                     known.limit,

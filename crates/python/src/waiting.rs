@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use plait_sync::parker::{Parker, Unparker};
 use plait_sync::wait_queue;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -50,6 +50,30 @@ impl Wake {
 /// What wakes this thread from [`sleep`].
 pub fn waker() -> Unparker {
     PARKER.with_borrow(Parker::unparker)
+}
+
+/// As [`waker`], for a place in line.
+pub fn thread_wake() -> Box<dyn wait_queue::Wake> {
+    Box::new(waker())
+}
+
+/// What a timeout that is not a number comes to.
+pub fn not_a_number() -> PyErr {
+    PyValueError::new_err("Invalid value NaN (not a number)")
+}
+
+/// When a wait of so many seconds that begins now is over; None for never. Fails as the standard classes do.
+pub fn deadline_in(seconds: f64) -> PyResult<Option<Instant>> {
+    /// `threading.TIMEOUT_MAX`, in seconds.
+    const MOST: f64 = 9_223_372_036.0;
+    if seconds.is_nan() {
+        return Err(not_a_number());
+    }
+    if seconds > MOST {
+        return Err(PyOverflowError::new_err("timeout value is too large"));
+    }
+    let span = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    Ok(Instant::now().checked_add(span))
 }
 
 /// Sleeps until `is_done`, of which somebody tells the [`waker`]; false if `deadline` came first.
@@ -192,7 +216,7 @@ pub fn to_deadline(timeout: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Instan
     };
     let seconds: f64 = timeout.extract()?;
     if seconds.is_nan() {
-        return Err(PyValueError::new_err("Invalid value NaN (not a number)"));
+        return Err(not_a_number());
     }
     Ok(Duration::try_from_secs_f64(seconds.max(0.0))
         .ok()

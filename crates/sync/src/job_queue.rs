@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 #[cfg(not(plait_loom))]
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::parker::{Parker, Unparker};
 use crate::primitive::{AtomicUsize, Mutex, MutexGuard, Ordering};
@@ -93,21 +93,41 @@ impl Worker {
 
     /// After [`Next::Wait`]: returns when the queue calls. True if the thread slept for it. Takes no lock of the queue.
     pub fn wait<T>(&self, queue: &JobQueue<T>) -> bool {
+        if self.spin(queue) {
+            return false;
+        }
+        self.parker.park();
+        true
+    }
+
+    /// As [`Worker::wait`]; `None` if the queue did not call within `limit`. Then [`JobQueue::retire`], or wait again.
+    #[cfg(not(plait_loom))]
+    pub fn wait_for<T>(&self, queue: &JobQueue<T>, limit: Duration) -> Option<bool> {
+        if self.spin(queue) {
+            return Some(false);
+        }
+        let Some(deadline) = Instant::now().checked_add(limit) else {
+            self.parker.park();
+            return Some(true);
+        };
+        self.parker.park_until(deadline).then_some(true)
+    }
+
+    /// Looks for a call for a moment, as long as no other became idle; true if there was one.
+    fn spin<T>(&self, queue: &JobQueue<T>) -> bool {
         let turn = queue
             .spinner
             .fetch_add(1, Ordering::Relaxed)
             .wrapping_add(1);
         #[cfg(not(plait_loom))]
-        if self
+        return self
             .parker
-            .spin(SPIN, || queue.spinner.load(Ordering::Relaxed) == turn)
-        {
-            return false;
-        }
+            .spin(SPIN, || queue.spinner.load(Ordering::Relaxed) == turn);
         #[cfg(plait_loom)]
-        let _ = turn;
-        self.parker.park();
-        true
+        {
+            let _ = turn;
+            false
+        }
     }
 }
 
@@ -221,6 +241,21 @@ impl<T> JobQueue<T> {
             worker.unpark();
         }
         next
+    }
+
+    /// For an idle worker that wants to leave: true if it is not counted on any more. False if it has been called: it has to
+    /// wait for that and come.
+    pub fn retire(&self, worker: &mut Worker) -> bool {
+        let own = worker.parker.unparker();
+        let mut state = self.state();
+        let Some(at) = state.idle.iter().rposition(|idle| idle.is_same(&own)) else {
+            return false;
+        };
+        let entry = state.idle.remove(at);
+        worker.place = Place::Busy;
+        drop(state);
+        drop(entry);
+        true
     }
 
     /// Takes no more jobs; workers leave when the last one is taken. May be called again.

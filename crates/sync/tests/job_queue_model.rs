@@ -15,6 +15,8 @@ enum Step {
     PushAgain,
     /// Worker number so and so asks what to do, if it is not asleep.
     Ask(usize),
+    /// It leaves if it is idle, and comes as a new one.
+    Retire(usize),
     Drain,
     Close,
     Fork,
@@ -25,6 +27,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         20 => Just(Step::Push),
         2 => Just(Step::PushAgain),
         40 => (0..WORKERS).prop_map(Step::Ask),
+        5 => (0..WORKERS).prop_map(Step::Retire),
         1 => Just(Step::Drain),
         1 => Just(Step::Close),
         1 => Just(Step::Fork),
@@ -128,6 +131,14 @@ proptest! {
                         Place::Expected | Place::Busy => {}
                     }
                     prop_assert_eq!(queue.next(worker), model.next(number));
+                }
+                Step::Retire(number) => {
+                    let is_idle = model.places[number] == Place::Idle;
+                    prop_assert_eq!(queue.retire(&mut workers[number]), is_idle);
+                    if is_idle {
+                        model.idle.retain(|&idle| idle != number);
+                        model.places[number] = Place::Busy;
+                    }
                 }
                 Step::Drain => prop_assert_eq!(queue.drain(), std::mem::take(&mut model.jobs)),
                 Step::Close => {

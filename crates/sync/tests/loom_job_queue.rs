@@ -4,7 +4,7 @@
 
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
-use plait_sync::job_queue::{JobQueue, Next, Worker};
+use plait_sync::job_queue::{JobQueue, Next, Supply, Worker};
 
 /// A worker's life; returns the sum of its jobs.
 fn work(queue: &JobQueue<usize>) -> usize {
@@ -96,5 +96,33 @@ fn two_jobs_that_wait_for_each_other_both_begin() {
         for worker in workers {
             worker.join().unwrap();
         }
+    });
+}
+
+/// A worker that gives up waiting is called for the job, or whoever pushes it hears that there is nobody.
+#[test]
+fn a_worker_that_retires_is_not_counted_on() {
+    loom::model(|| {
+        let queue = Arc::new(JobQueue::new());
+        queue.expect_worker();
+        let worker = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || {
+                let mut worker = Worker::new();
+                let mut ran = 0;
+                loop {
+                    match queue.next(&mut worker) {
+                        Next::Job(job) => ran += job,
+                        Next::Wait if queue.retire(&mut worker) => return ran,
+                        Next::Wait => drop(worker.wait(&queue)),
+                        Next::Leave => return ran,
+                    }
+                }
+            })
+        };
+        let supply = queue.push(1).unwrap();
+        let ran = worker.join().unwrap();
+        assert_eq!(ran, usize::from(supply == Supply::Enough));
+        assert_eq!(queue.len(), 1 - ran);
     });
 }

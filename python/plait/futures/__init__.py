@@ -55,7 +55,9 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     """`concurrent.futures.ThreadPoolExecutor` on plait's thread pool: the same arguments and behaviour.
 
     Unlike `plait.Executor("threads")` it neither copies context variables nor runs what coroutine functions
-    return, since the standard pool does not. Thread-safe; for forks see `plait.thread_pool.ThreadPool`.
+    return, since the standard pool does not. A thread that has had no job for five minutes leaves, and
+    another is started (and initialized) when there is a job for it. Thread-safe; for forks see
+    `plait.thread_pool.ThreadPool`.
     """
 
     def __init__(

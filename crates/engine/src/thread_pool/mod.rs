@@ -2,11 +2,14 @@
 //! a type `H` are stored, ordered and handed back; none is run here, and none is dropped under a lock. See `README.md`.
 
 mod deadlines;
+mod saturation;
 
 pub use deadlines::{Deadlines, Ticket};
+pub use saturation::{SATURATED_FOR, Saturation};
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use plait_sync::job_queue::{Census, JobQueue, Supply};
 pub use plait_sync::job_queue::{Next, Worker};
@@ -47,6 +50,18 @@ pub enum Submitted {
     /// Start a thread that takes part as a worker ([`ThreadPool::next`]), or say that it cannot be done
     /// ([`ThreadPool::worker_did_not_start`]).
     StartWorker,
+}
+
+/// What came of [`ThreadPool::retire`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Retired {
+    /// The worker has left, and must not ask again.
+    Left,
+    /// It has been called in this instant: [`ThreadPool::wait`], then ask.
+    Called,
+    /// A job came in this instant that nobody else will take: ask.
+    Needed,
 }
 
 impl<H> ThreadPool<H> {
@@ -182,6 +197,25 @@ impl<H> ThreadPool<H> {
     /// another method takes.
     pub fn wait(&self, worker: &Worker) -> bool {
         worker.wait(&self.queue)
+    }
+
+    /// As [`ThreadPool::wait`]; `None` if there was nothing to do within `limit`. Then [`ThreadPool::retire`], or wait again.
+    pub fn wait_for(&self, worker: &Worker, limit: Duration) -> Option<bool> {
+        worker.wait_for(&self.queue, limit)
+    }
+
+    /// For a worker that has been idle for long enough.
+    pub fn retire(&self, worker: &mut Worker) -> Retired {
+        if !self.queue.retire(worker) {
+            return Retired::Called;
+        }
+        self.worker_left();
+        // A submit may have found nobody idle and, while this one was still counted, no room for another.
+        if self.queue.is_empty() || !self.join() {
+            Retired::Left
+        } else {
+            Retired::Needed
+        }
     }
 
     /// A worker leaves without having been told to; true if it was the last one.
