@@ -1,11 +1,13 @@
 """The locks of `plait.threading` against those of `threading`: `python benches/locks.py --help`.
 
 Alone: nanoseconds of CPU time per round (say, an acquire and a release) without the loop itself. Ping-pong:
-microseconds until the other thread has answered. Contended: rounds per second of all threads together.
+microseconds until the other thread has answered. Contended: rounds per second of all threads together, or of
+all coroutines of one event loop, where the standard lock is asyncio's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 import time
@@ -164,6 +166,43 @@ def contended(kind: str, threads: int, work: int, module: Callable[[], Any]) -> 
     return Sample(sum(counts) / elapsed, cpu / max(1, sum(counts)))
 
 
+def contended_by_coroutines(kind: str, coroutines: int, module: Callable[[], Any]) -> Sample:
+    """Rounds per second of all coroutines, each of which lets the others run while it has the lock."""
+    family = plait.threading if module() is plait.threading else asyncio
+
+    async def main() -> Sample:
+        lock = getattr(family, kind)()
+        counts, stop = [0] * coroutines, False
+
+        async def body(number: int) -> None:
+            while not stop:
+                async with lock:
+                    await asyncio.sleep(0)
+                counts[number] += 1
+
+        began, cpu = time.perf_counter(), time.process_time()
+        tasks = [asyncio.create_task(body(number)) for number in range(coroutines)]
+        await asyncio.sleep(SECONDS)
+        stop = True
+        await asyncio.gather(*tasks)
+        elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
+        return Sample(sum(counts) / elapsed, cpu / max(1, sum(counts)))
+
+    return asyncio.run(main())
+
+
+def start_and_join(module: Callable[[], Any]) -> Sample:
+    """Microseconds until a thread that does nothing was started and joined."""
+    make, rounds = module().Thread, 2_000
+    began, cpu = time.perf_counter(), time.process_time()
+    for _ in range(rounds):
+        thread = make(target=nothing, args=(0,))
+        thread.start()
+        thread.join()
+    elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return Sample(elapsed / rounds * 1e6, cpu / rounds)
+
+
 if __name__ == "__main__":
     ALONE = {
         "Lock: with": with_lock("Lock"),
@@ -199,5 +238,15 @@ if __name__ == "__main__":
                 for kind, work in (("Lock", 20), ("RLock", 20), ("Semaphore", 20), ("Condition", 20))
                 for threads in (2, 8, 64)
             ),
+            *(
+                Row(
+                    f"{kind}: contended by {coroutines} coroutines",
+                    "/s",
+                    functools.partial(contended_by_coroutines, kind, coroutines),
+                )
+                for kind in ("Lock", "Semaphore")
+                for coroutines in (2, 64)
+            ),
+            Row("Thread: start + join", "µs", start_and_join, higher_is_better=False),
         ],
     )

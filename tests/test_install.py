@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import concurrent.futures.process
 import concurrent.futures.thread
+import multiprocessing.pool
 import queue
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import plait
+import plait.queue
 import plait.threading
 from plait import futures
 
@@ -74,6 +76,25 @@ def test_it_replaces_the_locks_by_classes_that_derive_from_them() -> None:
     thread.join()
     plait.uninstall()
     assert {name: getattr(threading, name) for name in before} == before
+
+
+def test_it_replaces_the_queues_by_classes_that_derive_from_them() -> None:
+    before = {name: getattr(queue, name) for name in ("Queue", "LifoQueue", "PriorityQueue", "SimpleQueue")}
+    old = queue.Queue()
+    plait.install()
+    assert queue.SimpleQueue is before.pop("SimpleQueue")
+    for name, standard in before.items():
+        assert getattr(queue, name) is getattr(plait.queue, name)
+        new = getattr(queue, name)()
+        assert isinstance(new, standard)
+        new.put(4)
+        assert new.get() == 4
+    assert isinstance(old, before["Queue"])
+    pool = multiprocessing.pool.ThreadPool(2)  # of those that use queues
+    with pool:
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+    plait.uninstall()
+    assert all(getattr(queue, name) is standard for name, standard in before.items())
 
 
 def test_executors_made_before_go_on() -> None:

@@ -1,10 +1,11 @@
-"""`install`: the standard executors, locks and `multiprocessing`, by their standard names, become plait's."""
+"""`install`: executors, locks, queues and `multiprocessing`, by their standard names, become plait's."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import concurrent.futures.process
 import concurrent.futures.thread
+import queue
 import threading
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,8 +18,9 @@ _lock = threading.Lock()
 # What was there before, by module and name.
 _replaced: dict[tuple[ModuleType, str], Any] = {}
 
-# The classes of `threading` of which plait has its own that derive from them.
+# The classes of `threading` and `queue` of which plait has its own that derive from them.
 _LOCKS = ("Semaphore", "BoundedSemaphore", "Event", "Condition", "Barrier")
+_QUEUES = ("Queue", "LifoQueue", "PriorityQueue")
 
 # The modules of `multiprocessing` of which plait has its own.
 _MODULES = (
@@ -38,21 +40,23 @@ _MODULES = (
 
 
 def install() -> None:
-    """Put plait's executors, locks and `multiprocessing` in the place of the standard ones.
+    """Put plait's executors, locks, queues and `multiprocessing` in the place of the standard ones.
 
     Replaced are ``ThreadPoolExecutor`` and ``ProcessPoolExecutor`` in `concurrent.futures`,
     `concurrent.futures.thread` and `concurrent.futures.process`, and what `plait.multiprocessing` has of its
     own in `multiprocessing` and its modules; and in `threading` ``Semaphore``, ``BoundedSemaphore``,
-    ``Event``, ``Condition`` and ``Barrier``, by classes that derive from them. ``Lock`` and ``RLock`` stay
-    the standard ones, whose types are compared with. Code that has imported the names before keeps the
-    standard ones, as do executors, contexts and other objects that exist already: call this first. The start
-    method stays what it was set to; if it was not, it is plait's zygote. `asyncio.to_thread` and
-    ``loop.run_in_executor(None, ...)`` use plait's threads too, because they look the name up.
+    ``Event``, ``Condition`` and ``Barrier``, in `queue` ``Queue``, ``LifoQueue`` and ``PriorityQueue``, by
+    classes that derive from them. ``Lock`` and ``RLock`` stay the standard ones, whose types are compared
+    with, and ``SimpleQueue``, which is faster at the little that it does. Code that has imported the names
+    before keeps the standard ones, as do executors, contexts and other objects that exist already: call this
+    first. The start method stays what it was set to; if it was not, it is plait's zygote. `asyncio.to_thread`
+    and ``loop.run_in_executor(None, ...)`` use plait's threads too, because they look the name up.
 
     May be called again, which changes nothing. Thread-safe. A forked child inherits it; another one does if
     it imports a main module that calls this.
     """
     with _lock:
+        import plait.queue
         import plait.threading
         from plait import futures
 
@@ -65,6 +69,8 @@ def install() -> None:
                 _replace(module, name, executor)
         for name in _LOCKS:
             _replace(threading, name, getattr(plait.threading, name))
+        for name in _QUEUES:
+            _replace(queue, name, getattr(plait.queue, name))
         for module, name, value in list(_of_multiprocessing()):
             _replace(module, name, value)
 
