@@ -81,6 +81,7 @@ bench: $(VENV)/bench $(VENV)/built ## ours against the standard library and othe
 	$(RUN) benches/queues.py
 	$(RUN) benches/multiprocessing_queue.py
 	$(RUN) benches/event_loop.py
+	$(RUN) benches/event_loop_tls.py
 
 faults: $(VENV)/built ## ten thousand faults over a hundred thousand tasks: each costs what it may cost (ten minutes)
 	$(RUN) benches/faults.py

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from plait import _rust, _stream_transport
 
 if TYPE_CHECKING:
+    import ssl
     from contextvars import Context
 
 __all__ = ["EventLoop", "run"]
@@ -115,6 +116,52 @@ class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
         if handle._source_traceback:
             del handle._source_traceback[-1]
         return handle
+
+    def _make_ssl_transport(
+        self: Any,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        **timeouts: float | None,
+    ) -> asyncio.Transport:
+        """A TLS connection over a new transport."""
+        from plait._tls import TlsProtocol
+
+        self._ensure_fd_no_transport(rawsock)
+        tls = TlsProtocol(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
+        self._make_socket_transport(rawsock, tls, extra=extra, server=server)
+        return tls._get_app_transport()
+
+    async def start_tls(
+        self: Any,
+        transport: Any,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> asyncio.Transport:
+        """Encrypt a connection that is in use: as `asyncio.loop.start_tls`."""
+        from plait._tls import start_tls
+
+        return await start_tls(
+            self,
+            transport,
+            protocol,
+            sslcontext,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
 
     def _debug_run(self: Any, handle: Any) -> None:
         """Run a handle, and tell of one that takes long."""

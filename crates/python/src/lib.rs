@@ -30,6 +30,8 @@ mod _rust {
     #[pymodule_export]
     use super::event_loop::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};
     #[pymodule_export]
+    use super::event_loop::{TlsBuffer, TlsProtocol, prepare_tls};
+    #[pymodule_export]
     use super::future::Future;
     #[pymodule_export]
     use super::gil::GilWatch;

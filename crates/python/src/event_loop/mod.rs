@@ -7,18 +7,19 @@ mod handle;
 pub mod item;
 pub mod os_error;
 mod owners;
-#[allow(dead_code, reason = "the protocols of streams and TLS use it")]
 pub mod protocol;
 mod server;
 pub mod socket_number;
 pub mod stream_transport;
 mod streams;
+mod tls;
 pub(crate) mod waiter;
 
 pub use coroutine::Coroutine as LoopCoroutine;
 pub use handle::prepare_handles;
 pub use stream_transport::{StreamTransport, prepare_stream_transport};
 pub use streams::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};
+pub use tls::{TlsBuffer, TlsProtocol, prepare_tls};
 pub use waiter::Waiter as LoopWaiter;
 
 use std::collections::VecDeque;
