@@ -138,6 +138,16 @@ assert "asyncio" not in sys.modules and "rich" not in sys.modules and "multiproc
     assert ran.stdout.split() == ["__future__", "plait"]
 
 
+def test_modules_need_not_be_imported_before_they_are_used() -> None:
+    code = (
+        "import sys, plait; names = ['asyncio', 'futures', 'gil', 'multiprocessing', 'queue', 'threading'];"
+        "assert not [name for name in names if 'plait.' + name in sys.modules];"
+        "assert [getattr(plait, name).__name__ for name in names] == ['plait.' + name for name in names];"
+        "assert not hasattr(plait, 'nothing_of_ours')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_public_name_is_there() -> None:
     assert sorted(plait.__all__) == plait.__all__
     for name in plait.__all__:

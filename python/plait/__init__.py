@@ -8,6 +8,12 @@ from __future__ import annotations
 # As `typing.TYPE_CHECKING`, which would cost more to import than all the rest.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from plait import asyncio as asyncio
+    from plait import futures as futures
+    from plait import gil as gil
+    from plait import multiprocessing as multiprocessing
+    from plait import queue as queue
+    from plait import threading as threading
     from plait._install import install, uninstall
     from plait._share import Shared, share
     from plait.auto import Decision
@@ -73,20 +79,24 @@ _HOMES = {
     "share": "plait._share",
     "uninstall": "plait._install",
 }
+# Modules that need not be imported before they are used: ``plait.gil.contention()``.
+_MODULES = frozenset({"asyncio", "futures", "gil", "multiprocessing", "queue", "threading"})
 
 
 if not TYPE_CHECKING:  # A type checker would take any name for a public one.
 
     def __getattr__(name: str) -> object:
         home = _HOMES.get(name)
-        if home is None:
+        if home is None and name not in _MODULES:
             raise AttributeError(f"module 'plait' has no attribute {name!r}")
         from importlib import import_module
 
+        if home is None:
+            return import_module(f"plait.{name}")
         value = getattr(import_module(home), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})
