@@ -1,6 +1,7 @@
 # The types of the compiled module `plait._rust`, held to it by stubtest.
 import asyncio
 import concurrent.futures
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextvars import Context
@@ -43,6 +44,7 @@ __all__ = [
     "Semaphore",
     "SharedBuffer",
     "SimpleQueue",
+    "SocketCalls",
     "StreamReader",
     "StreamReaderProtocol",
     "StreamTransport",
@@ -260,7 +262,19 @@ class SharedBuffer:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @disjoint_base
-class EventLoop:
+class SocketCalls:
+    async def sock_recv(self, sock: socket.socket, n: int) -> bytes: ...
+    async def sock_recv_into(self, sock: socket.socket, buf: Buffer) -> int: ...
+    async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]: ...
+    async def sock_recvfrom_into(
+        self, sock: socket.socket, buf: Buffer, nbytes: int = 0
+    ) -> tuple[int, Any]: ...
+    async def sock_sendall(self, sock: socket.socket, data: Buffer) -> None: ...
+    async def sock_sendto(self, sock: socket.socket, data: Buffer, address: Any) -> int: ...
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]: ...
+
+@disjoint_base
+class EventLoop(SocketCalls):
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
     def time(self) -> float: ...
     def call_soon(

@@ -41,6 +41,7 @@ class TimerHandle(asyncio.TimerHandle):
 _rust.prepare_handles(Handle, TimerHandle)
 _rust.prepare_stream_transport(_stream_transport.StreamTransport)
 os.register_at_fork(after_in_child=_rust.leave_event_loops)
+Coroutine.register(_rust.LoopCoroutine)
 
 
 class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):

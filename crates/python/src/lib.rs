@@ -24,8 +24,8 @@ mod _rust {
     use super::choose::choose;
     #[pymodule_export]
     use super::event_loop::{
-        EventLoop, LoopCoroutine, LoopWaiter, StreamTransport, leave_event_loops, prepare_handles,
-        prepare_stream_transport,
+        EventLoop, LoopCoroutine, LoopWaiter, SocketCalls, StreamTransport, leave_event_loops,
+        prepare_handles, prepare_stream_transport,
     };
     #[pymodule_export]
     use super::event_loop::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};

@@ -144,6 +144,28 @@ impl<T> EventLoop<T> {
         self.own().interests.remove(&self.poller, fd, side)
     }
 
+    /// Has an item told when a descriptor is ready, until it leaves: see [`Self::leave`]. To be called after a try that found it
+    /// not ready; what becomes ready after that is told. `is_known`: it is certain that the number stands for the same file
+    /// as at the last wait, so that the kernel need not be told again. An error if a source owns the descriptor.
+    pub fn watch_once(&self, fd: RawFd, side: Side, item: T, is_known: bool) -> io::Result<()> {
+        let mut own = self.own();
+        let Own {
+            interests, sources, ..
+        } = &mut *own;
+        let is_owned = sources.owner(fd).is_some();
+        interests.wait(&self.poller, fd, side, item, is_known, is_owned)
+    }
+
+    /// Whether a descriptor is watched for those who wait once, and for nobody else.
+    pub fn is_only_waited_for(&self, fd: RawFd) -> bool {
+        self.own().interests.has_edges(fd)
+    }
+
+    /// Ends a wait; gives its item.
+    pub fn leave(&self, fd: RawFd, is_mine: impl Fn(&T) -> bool) -> Option<T> {
+        self.own().interests.leave(&self.poller, fd, is_mine)
+    }
+
     /// Registers the one owner of a descriptor, who is told on every edge. What is given back beside the token are the
     /// items of those who watched the number before.
     pub fn register(&self, fd: RawFd, watch: Watch, item: T) -> io::Result<(Token, Vec<T>)> {

@@ -19,6 +19,13 @@ const BELL: u64 = u64::MAX;
 /// Set in what stands for a source; the rest is its number.
 const SOURCE: u64 = 1 << 63;
 
+/// Everything that one can wait for, told of once.
+const ALL_EDGES: EventFlags = EventFlags::ET
+    .union(EventFlags::IN)
+    .union(EventFlags::PRI)
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::OUT);
+
 /// For what a descriptor is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Readiness {
@@ -138,6 +145,19 @@ impl Poller {
             Err(rustix::io::Errno::NOENT) => {
                 Ok(epoll::add(&self.epoll, borrowed(fd)?, data, flags)?)
             }
+            result => Ok(result?),
+        }
+    }
+
+    /// Watches a descriptor for whatever becomes ready, and tells of each change once. One that is watched already is an error.
+    pub fn add_edges(&self, fd: RawFd) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, borrowed(fd)?, data(fd), ALL_EDGES)?)
+    }
+
+    /// The same with one that is watched already. What it is ready for counts as a change.
+    pub fn change_edges(&self, fd: RawFd) -> io::Result<()> {
+        match epoll::modify(&self.epoll, borrowed(fd)?, data(fd), ALL_EDGES) {
+            Err(rustix::io::Errno::NOENT) => self.add_edges(fd),
             result => Ok(result?),
         }
     }

@@ -9,6 +9,8 @@ pub mod os_error;
 mod owners;
 pub mod protocol;
 mod server;
+mod sock;
+mod sock_calls;
 pub mod socket_number;
 pub mod stream_transport;
 mod streams;
@@ -17,6 +19,7 @@ pub(crate) mod waiter;
 
 pub use coroutine::Coroutine as LoopCoroutine;
 pub use handle::prepare_handles;
+pub use sock::SocketCalls;
 pub use stream_transport::{StreamTransport, prepare_stream_transport};
 pub use streams::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};
 pub use tls::{TlsBuffer, TlsProtocol, prepare_tls};
@@ -33,10 +36,12 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PySystemExit, PyType
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::pyclass_init::PyClassInitializer;
 use pyo3::types::{PyFloat, PyList, PyTuple};
 
 use item::{CallFn, Item, Source};
 use os_error::os_error;
+use owners::descriptor;
 
 /// So many handles are kept to be used again.
 const MOST_SPARES: usize = 64;
@@ -50,7 +55,7 @@ pub fn leave_event_loops() {
 }
 
 /// What an event loop does often. All methods but `call_soon_threadsafe` are for the loop's own thread.
-#[pyclass(frozen, subclass, weakref, module = "plait._rust")]
+#[pyclass(frozen, subclass, weakref, extends = SocketCalls, module = "plait._rust")]
 pub struct EventLoop {
     core: EngineLoop<Item>,
     /// Handles that have run and that nobody knows any more, to be used again.
@@ -316,14 +321,6 @@ fn ends_the_loop(py: Python<'_>, error: &PyErr) -> bool {
     error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py)
 }
 
-/// A descriptor's number: an integer, or an object with a `fileno()`.
-fn descriptor(file: &Bound<'_, PyAny>) -> PyResult<RawFd> {
-    if let Ok(fd) = file.extract() {
-        return Ok(fd);
-    }
-    file.call_method0(intern!(file.py(), "fileno"))?.extract()
-}
-
 #[pymethods]
 impl EventLoop {
     #[new]
@@ -331,15 +328,16 @@ impl EventLoop {
     fn new(
         _args: &Bound<'_, PyTuple>,
         _kwargs: Option<&Bound<'_, pyo3::types::PyDict>>,
-    ) -> PyResult<Self> {
-        Ok(Self {
+    ) -> PyResult<PyClassInitializer<Self>> {
+        let sockets = PyClassInitializer::from(SocketCalls::default());
+        Ok(sockets.add_subclass(Self {
             core: EngineLoop::new()?,
             spares: Mutex::default(),
             buffer: Mutex::default(),
             stopping: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             debug: AtomicBool::new(false),
-        })
+        }))
     }
 
     /// Seconds on the clock that timers go by.

@@ -8,6 +8,14 @@ use pyo3::prelude::*;
 
 use super::EventLoop;
 
+/// A descriptor's number: an integer, or an object with a `fileno()`.
+pub fn descriptor(file: &Bound<'_, PyAny>) -> PyResult<RawFd> {
+    if let Ok(fd) = file.extract() {
+        return Ok(fd);
+    }
+    file.call_method0(intern!(file.py(), "fileno"))?.extract()
+}
+
 /// An error if a transport that is not closing owns this descriptor: one in Rust, or one of asyncio's own.
 pub fn ensure_none(event_loop: &Bound<'_, EventLoop>, fd: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = event_loop.py();

@@ -78,8 +78,12 @@ fn find(class: &Bound<'_, PyType>) -> PyResult<Option<usize>> {
 pub fn socket_number(socket: &Bound<'_, PyAny>) -> PyResult<RawFd> {
     let py = socket.py();
     let Field { class, offset } = field(py)?;
+    // The real type: a mock may say that it is a socket.
     if let Some(offset) = offset
-        && socket.is_instance(class.bind(py)).unwrap_or(false)
+        && socket
+            .get_type()
+            .is_subclass(class.bind(py))
+            .unwrap_or(false)
     {
         // SAFETY: an instance of the class in which the number was found there.
         return Ok(unsafe { word(socket, *offset) });

@@ -15,7 +15,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyType};
+use pyo3::types::{PyBool, PyDict, PyType};
 
 use super::EventLoop;
 use super::item::CallFn;
@@ -129,6 +129,26 @@ impl Waiter {
     /// Completes it with None.
     pub fn wake(slf: &Bound<'_, Self>) -> PyResult<bool> {
         Self::settle(slf, Outcome::Value(slf.py().None()))
+    }
+
+    /// Completes it, and runs whoever waits now: for a callback of the loop.
+    pub fn wake_now(
+        slf: &Bound<'_, Self>,
+        event_loop: &Bound<'_, EventLoop>,
+        value: bool,
+    ) -> PyResult<()> {
+        let value = PyBool::new(slf.py(), value).to_owned().into_any();
+        if event_loop.get().is_debug() {
+            return Self::set_value(slf, &value).map(drop);
+        }
+        let mut state = slf.get().state();
+        if !matches!(state.outcome, Outcome::Pending) {
+            drop(state);
+            return Ok(());
+        }
+        state.outcome = Outcome::Value(value.unbind());
+        drop(state);
+        Self::make_calls(slf, event_loop)
     }
 
     /// Completes it with an exception.
