@@ -11,8 +11,11 @@ from typing import Any, ClassVar
 from plait import _rust
 
 
-class TlsTransport(sslproto._SSLProtocolTransport):
-    """What an application writes to: asyncio's own transport, with `write` and `writelines` in Rust."""
+class SSLTransport(sslproto._SSLProtocolTransport):
+    """What an application writes to: asyncio's own transport, with `write` and `writelines` in Rust.
+
+    Programs that want to know whether a connection is encrypted look for "ssl" in this name.
+    """
 
     def __init__(self: Any, loop: asyncio.AbstractEventLoop, ssl_protocol: TlsProtocol) -> None:
         super().__init__(loop, ssl_protocol)
@@ -59,13 +62,13 @@ class TlsProtocol(_rust.TlsProtocol, sslproto.SSLProtocol):
         ends = self._adopt(self._sslobj, self._incoming, self._outgoing, self.direct)
         self._incoming, self._outgoing = ends
 
-    def _get_app_transport(self: Any) -> TlsTransport:
+    def _get_app_transport(self: Any) -> SSLTransport:
         if self._app_transport is None:
             if self._app_transport_created:
                 raise RuntimeError("Creating _SSLProtocolTransport twice")
-            self._app_transport = TlsTransport(self._loop, self)
+            self._app_transport = SSLTransport(self._loop, self)
             self._app_transport_created = True
-        transport: TlsTransport = self._app_transport
+        transport: SSLTransport = self._app_transport
         return transport
 
     def connection_lost(self, exc: BaseException | None) -> None:
