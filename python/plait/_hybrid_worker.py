@@ -40,6 +40,7 @@ class HybridServer(Server):
 
     def __init__(self, worker: _rust.Worker) -> None:
         super().__init__(worker)
+        self.add_steps = worker.add_steps
         self.tasks: dict[int, asyncio.Task[None]] = {}
         # The pool bounds how many jobs are here; a thread is started when none is free.
         self.threads = ThreadPool(_rust.MOST_WIDTH, name="plait-hybrid")
@@ -94,7 +95,7 @@ class HybridServer(Server):
             # Each call of this has a context of its own, which tasks and threads take along.
             _called.set((function, name[0] if name else None))
             if is_coroutine_function(function):
-                self._start_task(job, function(*args, **kwargs))
+                self._start_task(job, self.invoke(job, function, args, kwargs))
             else:
                 self.threads.submit(self._run_in_thread, (job, function, args, kwargs), {}, DEFAULT_OPTIONS)
         except BaseException as error:
@@ -107,7 +108,8 @@ class HybridServer(Server):
                 coroutine.close()
                 self.fail(job, TaskCancelled())
 
-        task = asyncio.get_running_loop().create_task(self._run_to_answer(job, coroutine))
+        steps = _rust.Steps(coroutine)
+        task = asyncio.get_running_loop().create_task(self._run_to_answer(job, steps))
         self.tasks[job] = task
         task.add_done_callback(ended)
         # A signal that came before there was a task was about this.
@@ -138,19 +140,21 @@ class HybridServer(Server):
         except BaseException:
             _leave()
 
-    async def _run_to_answer(self, job: int, coroutine: CoroutineType[Any, Any, Any]) -> None:
+    async def _run_to_answer(self, job: int, steps: _rust.Steps) -> None:
         try:
-            value = await coroutine
+            value = await steps
         except BaseException as error:  # Even SystemExit is the job's end and not the loop's.
+            self.add_steps(job, steps.cost())
             self.fail(job, error)
         else:
+            self.add_steps(job, steps.cost())
             self.answer(job, value)
 
     def _run_in_thread(
         self, job: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         try:
-            value = function(*args, **kwargs)
+            value = self.invoke(job, function, args, kwargs)
         except BaseException as error:
             self.fail(job, error)
             return

@@ -20,6 +20,8 @@ class JobOptions:
     """How often a job that failed is run again before its failure is reported."""
     name: str | None = None
     """What errors, progress and the ledger call the job; by default its function's name."""
+    since_ns: int = 0
+    """When the job was submitted, on the monotonic clock, if that was before a pool was given it."""
 
 
 DEFAULT_OPTIONS = JobOptions()

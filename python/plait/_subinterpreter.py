@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import traceback
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from plait._serialize import describe, dumps, dumps_exception
@@ -15,25 +16,30 @@ if TYPE_CHECKING:
 VALUE, RAISED, UNPICKLABLE = range(3)
 """How a call ended."""
 
-Answer = tuple[int, bytes, tuple[bytes, ...]]
+Answer = tuple[int, bytes, tuple[bytes, ...], tuple[int, int]]
+"""How it ended, a pickle, its buffers; the nanoseconds to unpickle the call, and to pickle that."""
 
 _runner: asyncio.Runner | None = None
 
 
 def run(payload: bytes, buffers: tuple[bytes, ...]) -> Answer:
     """Run a call; how it ended, and a pickle: a value, an exception with its traceback as text, or a text."""
+    began = called = monotonic_ns()
     try:
         function, args, kwargs = pickle.loads(payload, buffers=buffers)
+        called = monotonic_ns()
         value = function(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = _loop().run(value)
     except BaseException as error:
-        return _failure(error)
+        return _failure(error, called - began)
+    returned = monotonic_ns()
     try:
-        return VALUE, *_outside(dumps(value))
+        pickled = _outside(dumps(value))
     except Exception as error:
         text = f"returned a value that cannot be pickled: {describe(value, error)}"
-        return UNPICKLABLE, text.encode("utf-8", "backslashreplace"), ()
+        return UNPICKLABLE, text.encode("utf-8", "backslashreplace"), (), (called - began, 0)
+    return VALUE, *pickled, (called - began, monotonic_ns() - returned)
 
 
 def close() -> None:
@@ -54,7 +60,7 @@ def _loop() -> asyncio.Runner:
     return _runner
 
 
-def _failure(error: BaseException) -> Answer:
+def _failure(error: BaseException, unpickled: int) -> Answer:
     # The first frame is `run`'s and tells nobody anything.
     trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
     text = "".join(traceback.format_exception(type(error), error, trace))
@@ -65,10 +71,10 @@ def _failure(error: BaseException) -> Answer:
             "under the model 'processes' they can.)"
         )
     try:
-        return RAISED, *_outside(dumps_exception(error, text))
+        return RAISED, *_outside(dumps_exception(error, text)), (unpickled, 0)
     except Exception as inner:
         text = f"raised an exception that cannot be pickled: {describe(error, inner)}\n\n{text}"
-        return UNPICKLABLE, text.encode("utf-8", "backslashreplace"), ()
+        return UNPICKLABLE, text.encode("utf-8", "backslashreplace"), (), (unpickled, 0)
 
 
 def _outside(pickled: tuple[bytes, list[pickle.PickleBuffer]]) -> tuple[bytes, tuple[bytes, ...]]:

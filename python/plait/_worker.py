@@ -51,6 +51,8 @@ def main(zygote: int, lane: int, arguments: int, doorbell: int, number: int, out
         if "multiprocessing.util" in sys.modules:  # which sees to what queues have not sent yet
             atexit.register(sys.modules["multiprocessing.util"]._exit_function)
         worker = _rust.Worker(lane, arguments, doorbell)
+        if not outfit.accounts:
+            worker.forgo_accounts()
         server = _server(worker, outfit.width)
         name = f"plait-worker-{number}"
         if "multiprocessing.process" in sys.modules:
@@ -125,7 +127,7 @@ class Server:
     def __init__(self, worker: _rust.Worker) -> None:
         self.worker: _rust.Worker | _Elsewhere = worker
         self.take, self.call, self.learn = worker.take, worker.call, worker.learn
-        self.take_plain, self.calling = worker.take_plain, worker.calling
+        self.take_plain, self.calling, self.invoke = worker.take_plain, worker.calling, worker.invoke
         self.functions: dict[int, Callable[..., Any]] = {}
         self.function: Callable[..., Any] | None = None
         """The one that runs."""
@@ -182,7 +184,7 @@ class Server:
         take, run = self.take_plain, self.run
         while (job := take(self)) is not None:
             try:
-                value = run()
+                value = run(job)
             except BaseException as error:
                 self.fail(job, error)
             else:
@@ -191,7 +193,7 @@ class Server:
             self.function = self.name = None
         self.close_runner()
 
-    def run(self) -> Any:
+    def run(self, job: int) -> Any:
         """Run the call that was taken to its value."""
         # The call's parts are held here alone, so that its views into shared memory die with this frame.
         number, definition, payload, buffers = self.call()
@@ -202,13 +204,13 @@ class Server:
         arguments = loads(payload, buffers=buffers)
         if type(arguments) is tuple:
             self.name = None
-            value = function(*arguments)
+            value = self.invoke(job, function, arguments, None)
         else:  # the positional ones, the keywords, and what the job was called
             self.name = arguments[2] if len(arguments) > 2 else None
-            value = function(*arguments[0], **arguments[1])
-        return self.run_coroutine(value) if type(value) is CoroutineType else value
+            value = self.invoke(job, function, *arguments[:2])
+        return self.run_coroutine(job, value) if type(value) is CoroutineType else value
 
-    def run_coroutine(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+    def run_coroutine(self, job: int, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         """Run a coroutine to its value, on a loop that this worker keeps."""
         try:
             if self.runner is None:
@@ -217,7 +219,7 @@ class Server:
                 self.runner = asyncio.Runner()
             loop = self.runner.get_loop()
             self.task = loop.create_task(coroutine)
-            return loop.run_until_complete(self.task)
+            return self.invoke(job, loop.run_until_complete, (self.task,), None)
         except TaskCancelled:
             # It came between two steps. What is left of the coroutine must not run with the next one.
             self.task = None
@@ -250,7 +252,7 @@ class Server:
         """Answer a plain call that turned out not to be so plain."""
         if type(value) is CoroutineType:
             try:
-                value = self.run_coroutine(value)
+                value = self.run_coroutine(job, value)
             except BaseException as error:
                 self.fail(job, error)
                 return

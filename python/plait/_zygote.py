@@ -169,6 +169,8 @@ class Outfit:
         """How many jobs it runs at once; None for what turns out to be best."""
         self.max_memory = configuration["max_memory"]
         """How many bytes it may hold until it is replaced, if there is a limit."""
+        self.accounts = configuration["accounts"]
+        """Whether somebody wants to know what jobs cost."""
         self.relay = configuration["relay"]
         """What `_notes.settings` says of the pool's process."""
 

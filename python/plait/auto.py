@@ -131,7 +131,7 @@ class _Held:
     options: JobOptions
     context: Context
     future: _HeldFuture
-    since: float
+    since_ns: int
 
     def run(self, submit: Submit, fn: Callable[..., Any] | None = None) -> None:
         """Submit it, in the context of the caller it comes from."""
@@ -139,7 +139,8 @@ class _Held:
             self.future.set_running_or_notify_cancel()
             return
         try:
-            inner = self.context.run(submit, fn or self.fn, self.args, self.kwargs, self.options)
+            options = replace(self.options, since_ns=self.since_ns)
+            inner = self.context.run(submit, fn or self.fn, self.args, self.kwargs, options)
         except Exception as error:
             self.fail(error)
             return
@@ -197,7 +198,7 @@ class _Route:
         straight = self._straight
         if straight is not None:
             return straight(fn, args, kwargs, options)
-        held = _Held(fn, args, kwargs, options, copy_context(), _HeldFuture(), time.monotonic())
+        held = _Held(fn, args, kwargs, options, copy_context(), _HeldFuture(), time.monotonic_ns())
         with self._changed:
             self._submitted += 1
             straight = self._straight
@@ -262,8 +263,8 @@ class _Route:
     def held_for(self) -> tuple[int, float]:
         """How many jobs are held, and for how many seconds the first of them has been."""
         with self._changed:
-            since = self._held[0].since if self._held else None
-            return len(self._held), 0.0 if since is None else time.monotonic() - since
+            since = self._held[0].since_ns if self._held else None
+            return len(self._held), 0.0 if since is None else (time.monotonic_ns() - since) / 1e9
 
     def holds(self) -> bool:
         """Whether jobs are held."""
@@ -540,13 +541,17 @@ class AutoPool:
 
     Args:
         workers: how many jobs run at once, whatever the model; by default the decision says.
+        ledger: where to note what jobs cost; by default nowhere.
         process_options: options of the `ProcessPool` that is made if processes are chosen.
     """
 
     model: ClassVar[str] = "auto"
 
-    def __init__(self, workers: int | None = None, **process_options: Any) -> None:
+    def __init__(
+        self, workers: int | None = None, *, ledger: _rust.Ledger | None = None, **process_options: Any
+    ) -> None:
         self.asked = workers
+        self._ledger = ledger
         self._process_options = process_options
         self._lock = threading.Lock()
         self._routes: dict[tuple[Any, ...] | None, _Route] = {}
@@ -676,7 +681,9 @@ class AutoPool:
             if pool is None:
                 module, name = _CHOICES[model]
                 options = self._process_options if model == "processes" else {}
-                pool = self._pools[model, workers] = getattr(import_module(module), name)(workers, **options)
+                pool = self._pools[model, workers] = getattr(import_module(module), name)(
+                    workers, ledger=self._ledger, **options
+                )
             return pool
 
 

@@ -12,12 +12,14 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overload
 
+from plait import _rust
 from plait._job import DEFAULT_OPTIONS, JobOptions, Pool, Statistics, job_name
 from plait._map import Chunk, Feed, ItemFeed, Results, Window
 
 if TYPE_CHECKING:
     from plait.auto import Decision
     from plait.future import Future
+    from plait.ledger import Ledger
 
 __all__ = ["Executor"]
 
@@ -124,10 +126,12 @@ class Executor(concurrent.futures.Executor):
             "idle_timeout": None if idle_timeout == _IDLE_TIMEOUT else _for_ever(idle_timeout),
             "max_memory_per_worker": max_memory_per_worker,
         }
+        self._notes = _rust.Ledger()
         self._pool = _make_pool(
             model,
             workers,
             {name: value for name, value in given.items() if value is not None and value != ()},
+            self._notes,
         )
         self._submit = self._pool.submit
         self._options = DEFAULT_OPTIONS
@@ -316,6 +320,18 @@ class Executor(concurrent.futures.Executor):
         """
         return self._pool.load()
 
+    @property
+    def ledger(self) -> Ledger:
+        """What the jobs that have ended cost, whichever model ran them: totals, quantiles, a record of each.
+
+        As it is at this moment; it does not change afterwards. Takes some milliseconds once there are many
+        jobs. From any thread, also after `shutdown`. Raises RuntimeError in a fork of the process that made
+        the executor.
+        """
+        from plait.ledger import Ledger
+
+        return Ledger(self._notes.snapshot())
+
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
     ) -> None:
@@ -351,7 +367,12 @@ class Executor(concurrent.futures.Executor):
         return f"<plait.Executor {self.model!r}, {self.workers} workers>"
 
 
-def _make_pool(model: str, workers: int | Literal["adaptive"] | None, options: dict[str, Any]) -> Pool:
+def _make_pool(
+    model: str,
+    workers: int | Literal["adaptive"] | None,
+    options: dict[str, Any],
+    ledger: _rust.Ledger,
+) -> Pool:
     if not isinstance(model, str):
         raise TypeError(f"model must be a string, one of {_known()}, not {type(model).__name__}")
     if model not in _POOLS:
@@ -385,7 +406,7 @@ def _make_pool(model: str, workers: int | Literal["adaptive"] | None, options: d
             "'processes' does the same on every version"
         )
     module, name = _POOLS[model]
-    pool: Pool = getattr(import_module(module), name)(workers, **options)
+    pool: Pool = getattr(import_module(module), name)(workers, ledger=ledger, **options)
     return pool
 
 

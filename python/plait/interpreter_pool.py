@@ -8,9 +8,10 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from time import monotonic_ns
 from typing import Any, ClassVar
 
-from plait import _serialize, _subinterpreter
+from plait import _rust, _serialize, _subinterpreter
 from plait._budget import cpus
 from plait._job import JobOptions, Statistics, job_name
 from plait.errors import ResultNotPicklable
@@ -33,6 +34,7 @@ class InterpreterPool:
 
     Args:
         workers: how many interpreters at most; by default as many as this process may use CPUs.
+        ledger: where to note what jobs cost; by default nowhere.
 
     Raises:
         RuntimeError: this Python has no such interpreters.
@@ -40,11 +42,11 @@ class InterpreterPool:
 
     model: ClassVar[str] = "interpreters"
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, *, ledger: _rust.Ledger | None = None) -> None:
         if not hasattr(concurrent.futures, "InterpreterPoolExecutor"):
             raise RuntimeError("interpreters need Python 3.14 or later")
         self.workers = cpus() if workers is None else workers
-        self._threads = ThreadPool(self.workers, name="plait-interpreters")
+        self._threads = ThreadPool(self.workers, name="plait-interpreters", ledger=ledger, of=self.model)
         self._run = _Interpreters().run
 
     def submit(
@@ -54,13 +56,15 @@ class InterpreterPool:
 
         What cannot be pickled gives a TypeError that names the function or the argument, and what refused.
         """
+        began = monotonic_ns()
         try:
             payload, buffers = _serialize.dumps((fn, args, kwargs))
         except Exception as error:
             return refused(fn, args, kwargs, options, error)
         call = (payload, tuple(bytes(buffer.raw()) for buffer in buffers))
         name = job_name(fn, options)
-        return self._threads.submit(self._run, (name, call), {}, replace(options, name=name))
+        pickled = monotonic_ns() - began
+        return self._threads.submit(self._run, (name, call, pickled), {}, replace(options, name=name))
 
     def load(self) -> Statistics:
         """What the pool is doing."""
@@ -82,13 +86,23 @@ class _Interpreters(threading.local):
     def __init__(self) -> None:
         self._interpreter: _Interpreter | None = None
 
-    def run(self, name: str, call: tuple[bytes, tuple[bytes, ...]]) -> Any:
-        """Run a call there, to its value."""
+    def run(self, name: str, call: tuple[bytes, tuple[bytes, ...]], pickled: int) -> Any:
+        """Run a call there, to its value. To pickle it has taken so many nanoseconds."""
         if self._interpreter is None:
             self._interpreter = _Interpreter()
-        ending, payload, buffers = self._interpreter.run(_subinterpreter.run, *call)
+        ending, payload, buffers, took = self._interpreter.run(_subinterpreter.run, *call)
+        value, began = None, monotonic_ns()
         if ending == _subinterpreter.VALUE:
-            return pickle.loads(payload, buffers=buffers)
+            value = pickle.loads(payload, buffers=buffers)
+        _rust.job_crossed(
+            pickled,
+            took[0],
+            took[1] + monotonic_ns() - began,
+            len(call[0]) + sum(map(len, call[1])),
+            len(payload) + sum(map(len, buffers)),
+        )
+        if ending == _subinterpreter.VALUE:
+            return value
         if ending == _subinterpreter.RAISED:
             raise _serialize.loads_exception(payload, list(buffers), name)
         raise ResultNotPicklable(f"{name} {payload.decode('utf-8', 'replace')}")

@@ -12,6 +12,7 @@ from _signal import SIGKILL  # type: ignore[import-not-found]
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import monotonic_ns
 from typing import Any, ClassVar, NoReturn
 
 from plait import _rust, _serialize
@@ -55,6 +56,7 @@ class ProcessPool:
         preload: modules that are imported once, in the zygote, so that workers have them from the start. One
             that starts threads (which a fork would lose) is imported by each worker instead, before its first
             job. If one cannot be imported, every job of the pool fails like after a failed `initializer`.
+        ledger: where to note what jobs cost; by default nowhere.
 
     Raises:
         ValueError: `workers` or `max_tasks_per_worker` is below 1.
@@ -79,6 +81,7 @@ class ProcessPool:
         cancel_grace: float = 1.0,
         idle_timeout: float | None = None,
         max_memory_per_worker: int | None = None,
+        ledger: _rust.Ledger | None = None,
     ) -> None:
         budget = cpus()
         self.workers = budget if workers is None else workers
@@ -95,6 +98,7 @@ class ProcessPool:
             "cpus": worker_cpus,
             "width": self._width,
             "max_memory": max_memory_per_worker,
+            "accounts": ledger is not None,
         }
         self._notes = Notes(max_memory_per_worker)
         self._core = _rust.ProcessPool(
@@ -109,6 +113,8 @@ class ProcessPool:
             Future,
             self._exception_of,
             self._notes,
+            ledger,
+            self.model,
         )
         if _rust.memory_fallback() is not None:
             from plait._share import warn_of_fallback
@@ -132,14 +138,23 @@ class ProcessPool:
         """
         try:
             function = self._functions.find(fn)
+            began = monotonic_ns()
             payload, buffers = _serialize.dumps(
                 [args, kwargs, options.name] if kwargs or options.name is not None else args
             )
+            pickled = monotonic_ns() - began
         except Exception as error:
             return refused(fn, args, kwargs, options, error)
         try:
             future: Future[Any] = self._core.submit(
-                function, payload, buffers, options.name or fn, options.timeout, options.retries
+                function,
+                payload,
+                buffers,
+                options.name or fn,
+                options.timeout,
+                options.retries,
+                options.since_ns,
+                pickled,
             )
         except MemoryError as error:
             return refused(fn, args, kwargs, options, error)

@@ -16,8 +16,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from types import CoroutineType
+from typing import Any, ClassVar, TypeVar, cast
 
+from plait import _rust
 from plait._coroutines import is_coroutine_function
 from plait._exit import interrupted, join, report, reports, to_deadline, watch_exit
 from plait._job import JobOptions, Statistics, job_name
@@ -34,6 +36,11 @@ _DEFAULT_WORKERS = 1000
 _GRACE_SECONDS = 5.0
 
 _logger = logging.getLogger("plait")
+
+_RETURNED, _RAISED, _CANCELLED, _TIMED_OUT = range(4)
+"""How a job ends; `Ending` in `crates/engine/src/ledger/record.rs`."""
+
+Coroutine.register(_rust.Steps)  # so that a task takes one
 
 
 class _Job:
@@ -52,7 +59,10 @@ class _Job:
         "options",
         "retries_left",
         "since",
+        "started",
+        "steps",
         "task",
+        "timed_out",
         "timer",
     )
 
@@ -78,6 +88,11 @@ class _Job:
         self.ended = False
         self.since = time.monotonic()
         """When it was queued."""
+        self.started = 0
+        """When its first attempt began, in nanoseconds; 0 if it has not."""
+        self.steps: list[_rust.Steps] = []
+        """Its attempts, if somebody wants to know what it costs."""
+        self.timed_out = False
 
 
 _current_job: ContextVar[_Job | None] = ContextVar("plait_current_job", default=None)
@@ -145,8 +160,10 @@ class TaskFuture(Future[T]):
 class _LoopThread:
     """The event loop and its thread. Knows nothing of the pool, so that dropping the pool can end it."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, ledger: _rust.Ledger | None) -> None:
         self._workers = workers
+        self._ledger = ledger
+        self._worker = 0
         self._lock = threading.Lock()
         # What other threads ask for. One wake-up of the loop carries all that came since the last one.
         self._inbox: deque[tuple[Callable[[_Job], None], _Job]] = deque()
@@ -269,9 +286,16 @@ class _LoopThread:
     def _attempt(self, job: _Job) -> None:
         """Start the job's coroutine, for the first time or again."""
         coroutine, job.coroutine = job.coroutine, None
+        if self._ledger is not None:
+            job.started = job.started or time.monotonic_ns()
         try:
             if coroutine is None:
                 coroutine = job.context.run(job.fn, *job.args, **job.kwargs)
+            if self._ledger is not None and type(coroutine) is CoroutineType:
+                job.started = job.started or time.monotonic_ns()
+                steps = _rust.Steps(coroutine)
+                job.steps.append(steps)
+                coroutine = cast(Coroutine[Any, Any, Any], steps)
             task = self._loop.create_task(coroutine, name=job.options.name, context=job.context)
         except BaseException as error:
             # Off this stack: an attempt that fails at once and is repeated must not recurse.
@@ -295,6 +319,7 @@ class _LoopThread:
         if job.late and not job.future.cancelled():
             timeout = TaskTimeout(job_name(job.fn, job.options), job.options.timeout or 0.0)
             timeout.__cause__ = error
+            job.timed_out = job.retries_left == 0
             self._failed(job, timeout)
         elif task.cancelled():
             # By the caller, or by itself: then its future does not know yet.
@@ -324,6 +349,8 @@ class _LoopThread:
         # Whatever is the caller's is let go of before anybody hears that the job is over.
         future = job.future
         job.ended = True
+        if self._ledger is not None and (job.started or future.cancelled()):
+            self._note(self._ledger, job, error)
         job.task = job.timer = job.coroutine = None
         del job.fn, job.args, job.kwargs, job.context, job.future
         future._job = None
@@ -333,6 +360,30 @@ class _LoopThread:
                 future.set_result(result)
             else:
                 future.set_exception(error)
+
+    def _note(self, ledger: _rust.Ledger, job: _Job, error: BaseException | None) -> None:
+        if job.future.cancelled():
+            ending = _CANCELLED
+        elif job.timed_out:
+            ending = _TIMED_OUT
+        else:
+            ending = _RETURNED if error is None else _RAISED
+        cost = None
+        if job.steps:
+            cpu, children, delayed = map(sum, zip(*(steps.cost() for steps in job.steps), strict=True))
+            cost = (time.monotonic_ns() - job.started, cpu, children, delayed)
+        if job.started and not self._worker:
+            self._worker = ledger.worker_came(TaskPool.model, self._thread.name)
+        ledger.write(
+            TaskPool.model,
+            job_name(job.fn, job.options),
+            self._worker if job.started else 0,
+            ending,
+            job.options.retries - job.retries_left,
+            job.options.since_ns or round(job.since * 1e9),
+            job.started,
+            cost,
+        )
 
     def _close(self, cancel: bool) -> None:
         self._closing = True
@@ -391,6 +442,8 @@ class _LoopThread:
                 if not job.ended:
                     Future.cancel(job.future)
                     self._settle(job)
+            if self._ledger is not None and self._worker:
+                self._ledger.worker_left(self._worker)
 
     async def _tidy_up(self) -> None:
         """End what the jobs left running on the loop, as `asyncio.run` does, but not for ever."""
@@ -421,7 +474,8 @@ class TaskPool:
 
     model: ClassVar[str] = "tasks"
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, *, ledger: _rust.Ledger | None = None) -> None:
+        self._ledger = ledger
         self.workers = _DEFAULT_WORKERS if workers is None else workers
         # As wide as asked for; the default width of a pool of threads is a better guess than 1000.
         self._thread_workers = workers
@@ -526,7 +580,7 @@ class TaskPool:
     def _make_home(self) -> _LoopThread:
         with self._lock:
             if self._home is None:
-                self._home = _LoopThread(self.workers)
+                self._home = _LoopThread(self.workers, self._ledger)
                 # A pool that is dropped without shutdown finishes its jobs and ends its thread.
                 weakref.finalize(self, self._home.close, False).atexit = False
             return self._home
@@ -534,7 +588,7 @@ class TaskPool:
     def _make_threads(self) -> ThreadPool:
         with self._lock:
             if self._threads is None:
-                self._threads = ThreadPool(self._thread_workers)
+                self._threads = ThreadPool(self._thread_workers, ledger=self._ledger, of=self.model)
             return self._threads
 
 
@@ -549,6 +603,8 @@ class _Boxed:
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> _Boxed:
         self.value = self.func(*args, **kwargs)
+        if inspect.iscoroutine(self.value):
+            _rust.job_goes_on()
         return self
 
 

@@ -143,6 +143,8 @@ class ThreadPool(_rust.ThreadPool):
         initargs: see `initializer`.
         idle_timeout: after so many seconds without a job a thread leaves, and another is started when it is
             needed. None keeps them until the pool is shut down.
+        ledger: where to note what jobs cost; by default nowhere.
+        of: the model that they are noted under.
 
     Raises:
         ValueError: `workers` is less than 1, or `idle_timeout` below 0.
@@ -162,9 +164,11 @@ class ThreadPool(_rust.ThreadPool):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         idle_timeout: float | None = IDLE_TIMEOUT,
+        ledger: _rust.Ledger | None = None,
+        of: str = "threads",
     ) -> ThreadPool:
         prefix = name or f"plait-threads-{next(_numbers)}"
-        return _create(cls, workers, prefix, initializer, initargs, True, idle_timeout)
+        return _create(cls, workers, prefix, initializer, initargs, True, idle_timeout, ledger, of)
 
     def load(self) -> Statistics:
         """What the pool is doing."""
@@ -199,6 +203,8 @@ def _create(
     initargs: tuple[Any, ...],
     is_plait: bool,
     idle_timeout: float | None = IDLE_TIMEOUT,
+    ledger: _rust.Ledger | None = None,
+    of: str = "threads",
 ) -> ThreadPool:
     """A new pool; without `is_plait` it leaves coroutines and contexts alone, as the standard pool does."""
     is_adaptive = workers == "adaptive"
@@ -213,7 +219,9 @@ def _create(
     if idle_timeout is not None and not idle_timeout >= 0:
         raise ValueError(f"idle_timeout must be at least 0 seconds, not {idle_timeout}")
     crew = Crew(prefix, initializer, initargs)
-    pool = _rust.ThreadPool.__new__(cls, workers, crew, Future, is_plait, is_adaptive, idle_timeout)
+    pool = _rust.ThreadPool.__new__(
+        cls, workers, crew, Future, is_plait, is_adaptive, idle_timeout, ledger, of
+    )
     pool._crew = crew
     pool._core = pool.core()
     _pools.add(pool)
@@ -264,7 +272,7 @@ def _work(
                 _logger().critical("Exception in initializer:", exc_info=True)
                 core.break_down(_broken())
                 return
-        core.work(run_coroutine, _pause)
+        core.work(run_coroutine, _pause, threading.current_thread().name)
     finally:
         if runner is not None:
             runner.close()

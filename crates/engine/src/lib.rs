@@ -2,6 +2,7 @@
 
 pub mod choose;
 pub mod event_loop;
+pub mod ledger;
 mod number_map;
 pub mod process_pool;
 pub mod process_sync;

@@ -20,8 +20,8 @@ use plait_engine::process_pool::fault::{STEPS, Step};
 use plait_engine::process_pool::protocol::Status;
 use plait_engine::process_pool::state::Cause;
 use plait_engine::process_pool::{
-    Bytes, Call, Deliver, Handle, Job, Launch, Outcome, Payload, ProcessEnd, ProcessPool, Settings,
-    Worker,
+    Bytes, Call, Deliver, Handle, Job, Launch, Origin, Outcome, Payload, ProcessEnd, ProcessPool,
+    Settings, Worker,
 };
 use plait_engine::sys::channel::Channel;
 use plait_engine::sys::doorbell::Doorbell;
@@ -500,6 +500,7 @@ impl Pool {
                 timeout: None,
                 retries: self.retries,
                 kept: Vec::new(),
+                origin: Origin::default(),
             };
             assert!(
                 self.processes.submit(Number(number), job).is_ok(),
@@ -530,6 +531,7 @@ impl Pool {
                     status,
                     payload,
                     buffers,
+                    ..
                 } => {
                     let large = buffers.len() == usize::from(number % 4 >= 2)
                         && buffers

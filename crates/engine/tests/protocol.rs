@@ -1,6 +1,7 @@
 //! Frames come back as they were written; rubbish is refused, and never believed about how long it is.
 #![allow(missing_docs)]
 
+use plait_engine::process_pool::Spent;
 use plait_engine::process_pool::protocol::{Piece, Reply, Request, Status};
 use proptest::prelude::*;
 
@@ -108,6 +109,7 @@ proptest! {
         let replies = [
             Reply::Answer {
                 job, status, run_ns,
+                spent: Spent { began_ns: run_ns, cpu_ns: job, peak_bytes: !run_ns, ..Spent::default() },
                 payload: payload.piece(),
                 buffers: buffers.iter().map(Owned::piece).collect(),
                 released: released.clone(),

@@ -17,6 +17,32 @@ pub fn raise(exception: Bound<'_, PyAny>) -> PyErr {
     PyErr::fetch(exception.py())
 }
 
+/// How a step of a coroutine ended.
+pub enum Step<'py> {
+    /// At an `await`.
+    Yielded(Bound<'py, PyAny>),
+    /// It was the last one.
+    Returned(Bound<'py, PyAny>),
+}
+
+/// Runs a coroutine's next step.
+pub fn send<'py>(coroutine: &Bound<'py, PyAny>, value: &Bound<'py, PyAny>) -> PyResult<Step<'py>> {
+    let py = coroutine.py();
+    let mut result = std::ptr::null_mut();
+    // SAFETY: attached, both are live objects; `result` is a new reference, or null with an error set.
+    let (sent, result) = unsafe {
+        let sent = ffi::PyIter_Send(coroutine.as_ptr(), value.as_ptr(), &raw mut result);
+        (sent, Bound::from_owned_ptr_or_err(py, result))
+    };
+    Ok(match sent {
+        ffi::PySendResult::PYGEN_RETURN => Step::Returned(result?),
+        ffi::PySendResult::PYGEN_NEXT => Step::Yielded(result?),
+        ffi::PySendResult::PYGEN_ERROR => {
+            return Err(result.err().unwrap_or_else(|| PyErr::fetch(py)));
+        }
+    })
+}
+
 /// The number of this thread, as `threading.get_ident` tells it.
 pub fn thread_ident() -> u64 {
     // SAFETY: may be called by any thread, attached or not.
@@ -93,6 +119,11 @@ impl Callback {
             kwargs: self.kwargs.as_ref().map(|kwargs| kwargs.clone_ref(py)),
             context,
         })
+    }
+
+    /// What is to be called.
+    pub fn function(&self) -> &Py<PyAny> {
+        &self.function
     }
 
     /// Makes the call. If `run_coroutine` is given and the call returns a coroutine, the result is what that makes of it.

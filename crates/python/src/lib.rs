@@ -6,6 +6,7 @@ mod choose;
 mod event_loop;
 mod future;
 mod gil;
+mod ledger;
 mod locks;
 mod loop_bell;
 mod map_items;
@@ -15,6 +16,8 @@ mod process_pool;
 mod process_sync;
 mod queue;
 mod shared_memory;
+mod steps;
+mod thread_account;
 mod thread_pool;
 mod waiting;
 
@@ -35,6 +38,8 @@ mod _rust {
     use super::future::Future;
     #[pymodule_export]
     use super::gil::GilWatch;
+    #[pymodule_export]
+    use super::ledger::{Ledger, LedgerSnapshot, job_crossed, job_goes_on};
     #[pymodule_export]
     use super::locks::{
         Barrier, Condition, Event, Lock, RLock, Ready, Semaphore, Waiter, lock_waits, watch_locks,
@@ -58,6 +63,8 @@ mod _rust {
     use super::queue::{Queue, QueueWaiter, SimpleQueue, nothing};
     #[pymodule_export]
     use super::shared_memory::{Segment, SegmentPart, SharedBuffer, Ticket, memory_fallback};
+    #[pymodule_export]
+    use super::steps::Steps;
     #[pymodule_export]
     use super::thread_pool::{ThreadPool, ThreadPoolCore};
     #[pymodule_export]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use plait_engine::process_pool::{
-    Bytes, Function as EngineFunction, Job, Outcome, Payload, Stream,
+    Bytes, Function as EngineFunction, Job, Origin, Outcome, Payload, Stream,
 };
 use pyo3::exceptions::{PyException, PyTimeoutError};
 use pyo3::prelude::*;
@@ -32,6 +32,8 @@ pub struct MapItems {
     timeout: Option<Duration>,
     retries: u32,
     helper: Arc<PoolHelper>,
+    /// The items' number in the ledger.
+    number: u32,
     /// Gives the pickle and the buffers of a tuple of arguments.
     pickle: Py<PyAny>,
     /// Gives the exception for arguments that it raised an exception for.
@@ -69,6 +71,7 @@ impl MapItems {
             pool: pool.clone().unbind(),
             stream: py.detach(|| this.inner.open_stream(ordered)),
             function,
+            number: this.name(name.bind(py)),
             name,
             timeout,
             retries,
@@ -103,6 +106,7 @@ impl MapItems {
     /// One item as a job.
     fn job(&self, args: &Bound<'_, PyAny>) -> PyResult<Job> {
         let mut plain = Vec::new();
+        let mut pickled_ns = 0;
         let pool = self.pool.get();
         // The name goes along with the arguments, and is none of the plainest things.
         let named = self.name.bind(args.py()).is_instance_of::<PyString>();
@@ -113,7 +117,9 @@ impl MapItems {
                 kept: Vec::new(),
             }
         } else {
+            let began = Instant::now();
             let pickled = self.pickle.bind(args.py()).call1((args,))?;
+            pickled_ns = began.elapsed().as_nanos() as u64;
             let (payload, buffers): (Bound<'_, PyBytes>, Vec<Bound<'_, PyAny>>) =
                 pickled.extract()?;
             pool.payloads(args.py(), payload.as_bytes(), &buffers)?
@@ -125,6 +131,11 @@ impl MapItems {
             timeout: self.timeout,
             retries: self.retries,
             kept: payloads.kept,
+            origin: Origin {
+                name: self.number,
+                submitted_ns: 0,
+                pickled_ns,
+            },
         })
     }
 

@@ -113,12 +113,14 @@ impl PlainCalls {
                 if is_plain && !self.left.load(Ordering::Relaxed) {
                     drop(value);
                     return worker
-                        .answer(job, status, pickle, &[])
+                        .answer_at_once(job, status, pickle)
                         .map_err(|error| lost_pool(&error));
                 }
+                worker.ran_at_once(job);
                 server.call_method1(intern!(py, "settle"), (job, value))?;
             }
             Err(error) => {
+                worker.ran_at_once(job);
                 server.call_method1(intern!(py, "fail_plain"), (job, error.into_value(py)))?;
             }
         }

@@ -8,13 +8,16 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use plait_engine::ledger::meter::Cost;
+use plait_engine::ledger::{Ledger as EngineLedger, Model, Place};
 use plait_engine::process_pool::state::Cause;
 use plait_engine::process_pool::{
     Bytes, Call, Deliver, Function as EngineFunction, Handle, Helper, Job, Launch,
-    Listener as EngineListener, Note, Outcome, Payload, ProcessEnd, ProcessPool as EnginePool,
-    Refused, Settings, Worker as EngineWorker, protocol::Status,
+    Listener as EngineListener, Note, Origin, Outcome, Payload, ProcessEnd,
+    ProcessPool as EnginePool, Refused, Settings, Worker as EngineWorker, protocol::Status,
 };
 use plait_engine::shared_memory::Segment;
+use plait_engine::sys::clock::monotonic_ns;
 use plait_engine::sys::doorbell::Doorbell;
 use plait_engine::sys::heap;
 use plait_engine::sys::mapping::Mapping;
@@ -23,9 +26,10 @@ use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError, PyValueError}
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList, PyType};
+use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyType};
 
 use crate::future::{Future, Help};
+use crate::ledger::{Ledger, Names, name_of};
 use crate::map_items::MapItems;
 use crate::plain;
 use crate::plain_calls::PlainCalls;
@@ -56,6 +60,7 @@ impl Handle for Handed {
 /// Resolves futures on the collector's thread.
 pub(crate) struct Resolver {
     exception_of: Option<Py<PyAny>>,
+    ledger: Option<EngineLedger>,
 }
 
 /// What the collector delivers to.
@@ -96,11 +101,13 @@ impl Resolver {
                 status: Status::Value,
                 payload,
                 buffers,
-            } => loads(py, payload, buffers).map(Ok),
+                place,
+            } => self.loads(py, payload, buffers, place).map(Ok),
             Outcome::Answer {
                 status: Status::Raised,
                 payload,
                 buffers,
+                ..
             } => {
                 let payload = to_python(py, payload, false)?;
                 let load = py.import("plait._serialize")?.getattr("loads_exception")?;
@@ -140,6 +147,29 @@ impl Resolver {
                 lost(kind, pid, end, &text).map(Err)
             }
         }
+    }
+
+    /// A value. What took longer than that of the plainest ones is noted in the ledger.
+    fn loads(
+        &self,
+        py: Python<'_>,
+        payload: Bytes,
+        buffers: Vec<Bytes>,
+        place: Option<Place>,
+    ) -> PyResult<Py<PyAny>> {
+        if let Bytes::Inline(pickle) = &payload
+            && let Some(value) = plain::read(py, pickle)
+        {
+            return Ok(value.unbind());
+        }
+        let Some((ledger, place)) = self.ledger.as_ref().zip(place) else {
+            return loads(py, payload, buffers);
+        };
+        let began_ns = monotonic_ns();
+        let value = loads(py, payload, buffers);
+        let took_ns = monotonic_ns().saturating_sub(began_ns);
+        ledger.amend(place, |record| record.result_ns += took_ns);
+        value
     }
 
     fn resolve(&self, py: Python<'_>, handed: Handed, outcome: Outcome) -> Wake {
@@ -367,6 +397,8 @@ pub struct ProcessPool {
     pub(crate) inner: EnginePool<Handed>,
     pub(crate) helper: Arc<PoolHelper>,
     future_type: Py<PyType>,
+    pub(crate) ledger: Option<EngineLedger>,
+    names: Mutex<Names>,
 }
 
 fn no_room() -> PyErr {
@@ -423,6 +455,21 @@ impl ProcessPool {
         })
     }
 
+    /// The number of a job's name in the ledger; `name` is the name, or the function to take it from.
+    pub(crate) fn name(&self, name: &Bound<'_, PyAny>) -> u32 {
+        let Some(ledger) = &self.ledger else {
+            return 0;
+        };
+        let name = match name.cast::<PyString>() {
+            Ok(text) => Some(text.clone()),
+            Err(_) => name_of(name),
+        };
+        // Not earlier: no Python code runs under this lock.
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = name.as_ref().and_then(|name| name.to_str().ok());
+        text.map_or(0, |text| names.number(ledger, text))
+    }
+
     /// Why there is no place for a payload.
     fn no_room(&self, py: Python<'_>) -> PyErr {
         match self.inner.forked() {
@@ -452,13 +499,19 @@ impl ProcessPool {
         future_type: Py<PyType>,
         exception_of: Py<PyAny>,
         notes: Py<PyAny>,
+        ledger: Option<PyRef<'_, Ledger>>,
+        model: &str,
     ) -> PyResult<Self> {
+        let ledger = ledger.map(|ledger| ledger.inner.clone());
+        let model = Model::of(model)
+            .ok_or_else(|| PyValueError::new_err(format!("there is no model {model:?}")))?;
         let launch = Launch {
             command,
             configuration,
         };
         let resolver = Arc::new(Resolver {
             exception_of: Some(exception_of),
+            ledger: ledger.clone(),
         });
         let sink = Sink {
             resolver: Arc::clone(&resolver),
@@ -471,6 +524,7 @@ impl ProcessPool {
             jobs_per_worker,
             cancel_grace: to_duration("cancel_grace", cancel_grace)?,
             idle_timeout: to_duration("idle_timeout", idle_timeout)?,
+            ledger: ledger.clone().map(|ledger| (ledger, model)),
         };
         let inner = EnginePool::new(settings, launch, sink)?;
         let listener = Listener {
@@ -489,6 +543,8 @@ impl ProcessPool {
             inner,
             helper,
             future_type,
+            ledger,
+            names: Mutex::default(),
         })
     }
 
@@ -514,6 +570,8 @@ impl ProcessPool {
         name: Py<PyAny>,
         timeout: Option<f64>,
         retries: u32,
+        since_ns: u64,
+        pickled_ns: u64,
     ) -> PyResult<Bound<'py, Future>> {
         let timeout = to_duration("timeout", timeout)?;
         let Payloads {
@@ -528,6 +586,11 @@ impl ProcessPool {
             timeout,
             retries,
             kept,
+            origin: Origin {
+                name: self.name(name.bind(py)),
+                submitted_ns: since_ns,
+                pickled_ns,
+            },
         };
         let future = Future::create(py, self.future_type.bind(py))?;
         let handed = Handed {
@@ -703,6 +766,11 @@ impl Worker {
         self.inner.limit_memory(limit);
     }
 
+    /// From now on nobody wants to know what jobs cost.
+    fn forgo_accounts(&self) {
+        self.inner.forgo_accounts();
+    }
+
     /// The jobs that run here and that the pool has asked to end.
     fn interrupted(&self) -> Vec<u64> {
         self.inner.interrupted()
@@ -842,6 +910,33 @@ impl Worker {
             return Err(PyErr::from_value(cancelled.call0()?));
         }
         Ok(parts)
+    }
+
+    /// Calls a job's function; what that costs goes with its answer.
+    fn invoke<'py>(
+        &self,
+        job: u64,
+        function: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let begun = self.inner.calls(job);
+        let outcome = function.call(args, kwargs);
+        self.inner.returned(job, begun);
+        outcome
+    }
+
+    /// A job's coroutine, which `invoke` gave, has ended: its steps, as `Steps.cost` gives them, go with the answer.
+    fn add_steps(&self, job: u64, cost: (u64, u64, u64)) {
+        let (cpu_ns, children_ns, delayed_ns) = cost;
+        let cost = Cost {
+            run_ns: 0,
+            cpu_ns,
+            children_ns,
+            gil_ns: 0,
+            delayed_ns,
+        };
+        self.inner.add_cost(job, monotonic_ns(), &cost);
     }
 
     /// Publishes the answer of a job. Raises `MemoryError` if there is no room for it in shared memory.

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use plait_engine::ledger::{Ending, Model};
+use plait_engine::sys::clock::monotonic_ns;
 use plait_engine::thread_pool::{
     Deadlines, Next, Retired, SATURATED_FOR, Saturation, Submitted, ThreadPool as Engine, Worker,
 };
@@ -20,13 +22,15 @@ use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 use crate::callback::Callback;
 use crate::future::Future;
 use crate::gil::time_to_return;
+use crate::ledger::{Ledger, Names};
+use crate::thread_account::{Account, Accounts, Start};
 use crate::waiting::{Wake, await_free_interpreter};
 
-/// How long a worker goes from job to job before it runs a little Python code. Between two steps of such code the
+/// How long a worker goes from job to job, in nanoseconds, before it runs a little Python code. Between two steps of such code the
 /// interpreter changes hands if somebody waits for it, stops for the garbage collector and so on; jobs that are C
 /// functions never get there. (Letting go of the interpreter is no substitute: whoever has just let go of it takes
 /// it again before those who waited have woken up.)
-const PAUSE_INTERVAL: Duration = Duration::from_micros(100);
+const PAUSE_INTERVAL: u64 = 100_000;
 /// How often the regulator of an adaptive pool looks at it: while there is work, and while there is none.
 const LOOKS_EVERY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
 /// Whoever waits so long for the interpreter, on average, waits for threads that compute: those keep it for 5 ms.
@@ -38,8 +42,23 @@ struct Job {
     callback: Callback,
     /// None for a job without options, as nearly all are.
     extras: Option<Box<Extras>>,
-    /// When it was queued.
-    since: Instant,
+    /// When it was queued, on the monotonic clock.
+    since_ns: u64,
+}
+
+impl Job {
+    /// When it was submitted, which may be long before it was queued, as for another attempt.
+    fn submitted_ns(&self) -> u64 {
+        let extras = self.extras.as_ref();
+        extras
+            .and_then(|extras| extras.submitted_ns)
+            .unwrap_or(self.since_ns)
+    }
+
+    /// For how many seconds it has been in the queue.
+    fn waited(&self) -> f64 {
+        Duration::from_nanos(monotonic_ns().saturating_sub(self.since_ns)).as_secs_f64()
+    }
 }
 
 /// What `JobOptions` asks for.
@@ -47,10 +66,14 @@ struct Job {
 struct Extras {
     /// Seconds, as the user gave them.
     timeout: Option<f64>,
+    /// How many there are left, and how many there were.
     retries: u32,
+    asked: u32,
     name: String,
     /// An earlier attempt timed out: the future is running already.
     started: bool,
+    /// When the job was submitted, if that was before it was queued.
+    submitted_ns: Option<u64>,
 }
 
 /// What to do when the time of a running job is over.
@@ -59,6 +82,8 @@ struct Overdue {
     /// The call to make again, if there are retries left.
     again: Option<Callback>,
     extras: Box<Extras>,
+    submitted_ns: u64,
+    began_ns: u64,
 }
 
 /// What the pool, its workers and its timer share. It outlives the pool while there are jobs.
@@ -81,6 +106,8 @@ struct Shared {
     regulator: Mutex<Option<Unparker>>,
     /// None if how many workers there may be does not change.
     has_regulator: Option<AtomicBool>,
+    /// None if nobody wants to know what jobs cost.
+    accounts: Option<Accounts>,
 }
 
 /// As in `future.rs`, nothing can panic half-way while one of these locks is held, and no Python code runs.
@@ -106,7 +133,17 @@ impl Shared {
 
     /// Runs one job to its outcome. Who has to be woken then is left to the caller: soon, but if possible when
     /// the interpreter is free, since they will want it.
-    fn run<'py>(&self, py: Python<'py>, job: Job, run_coroutine: &Bound<'py, PyAny>) -> Wake {
+    ///
+    /// `start` says how this thread came to it.
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        job: Job,
+        run_coroutine: &Bound<'py, PyAny>,
+        account: Option<&mut Account>,
+        start: Start,
+    ) -> Wake {
+        let submitted_ns = job.submitted_ns();
         let Job {
             future,
             callback,
@@ -116,22 +153,78 @@ impl Shared {
         let future = future.into_bound(py);
         let run_coroutine = self.runs_coroutines.then_some(run_coroutine);
         if !extras.as_ref().is_some_and(|extras| extras.started) && !future.get().try_start() {
+            self.note_unrun(py, &callback, extras.as_deref(), submitted_ns);
             Future::notify_cancelled(&future);
             return Wake::default();
         }
-        let outcome = match extras {
-            None => Some(callback.call(py, run_coroutine)),
-            Some(extras) => self.run_with_options(py, &future, &callback, extras, run_coroutine),
+        let mut account = self.accounts.as_ref().zip(account);
+        let name = extras.as_ref().map(|extras| extras.name.as_str());
+        let running = account
+            .as_mut()
+            .map(|(_, account)| account.begin(name, callback.function().bind(py), start));
+        let (outcome, retries) = match extras {
+            None => (Some(callback.call(py, run_coroutine)), 0),
+            Some(extras) => {
+                let began_ns = running
+                    .as_ref()
+                    .map_or(0, crate::thread_account::Running::began_ns);
+                let times = (submitted_ns, began_ns);
+                self.run_with_options(py, &future, &callback, extras, run_coroutine, times)
+            }
         };
+        let cost = account
+            .as_mut()
+            .zip(running.as_ref())
+            .map(|((accounts, account), running)| account.ran(accounts, running));
         // The destructors of the arguments may take long: before anybody is told, since the telling is put off.
         drop(callback);
-        match outcome {
-            Some(outcome) => Future::resolve_later(&future, split(py, outcome)),
-            None => Wake::default(),
+        let Some(outcome) = outcome else {
+            return Wake::default();
+        };
+        if let (Some((accounts, account)), Some(running), Some(cost)) = (account, running, cost) {
+            let ending = match &outcome {
+                Ok(_) => Ending::Returned,
+                Err(_) => Ending::Raised,
+            };
+            account.write(accounts, &running, ending, submitted_ns, retries, cost);
+        }
+        Future::resolve_later(&future, split(py, outcome))
+    }
+
+    /// A job has ended without having begun.
+    fn note_unrun(
+        &self,
+        py: Python<'_>,
+        callback: &Callback,
+        extras: Option<&Extras>,
+        submitted_ns: u64,
+    ) {
+        if let Some(accounts) = &self.accounts {
+            let name = |ledger: &plait_engine::ledger::Ledger| match extras {
+                Some(extras) => ledger.name(&extras.name),
+                None => Names::default().of(ledger, callback.function().bind(py)),
+            };
+            accounts.ended_beside(Ending::Cancelled, submitted_ns, name, |_| ());
         }
     }
 
-    /// Makes the call until it succeeds or there are no retries left; None if the timer has taken over.
+    /// A job that began is over for its owner, though not for its thread, if that still runs it.
+    fn note_timed_out(&self, extras: &Extras, submitted_ns: u64, began_ns: u64) {
+        if let Some(accounts) = &self.accounts {
+            let name = |ledger: &plait_engine::ledger::Ledger| ledger.name(&extras.name);
+            accounts.ended_beside(Ending::TimedOut, submitted_ns, name, |record| {
+                record.started_ns = began_ns;
+                record.retries = extras.asked - extras.retries;
+            });
+        }
+    }
+
+    /// Makes the call until it succeeds or there are no retries left: its outcome, or None if the timer has taken over, and
+    /// how often it was repeated. `times` are when the job was submitted, and when it began.
+    #[allow(
+        clippy::type_complexity,
+        reason = "an outcome that may be missing, and a number"
+    )]
     fn run_with_options<'py>(
         &self,
         py: Python<'py>,
@@ -139,12 +232,14 @@ impl Shared {
         callback: &Callback,
         mut extras: Box<Extras>,
         run_coroutine: Option<&Bound<'py, PyAny>>,
-    ) -> Option<PyResult<Bound<'py, PyAny>>> {
+        times: (u64, u64),
+    ) -> (Option<PyResult<Bound<'py, PyAny>>>, u32) {
         extras.started = true;
         loop {
-            let ticket = match self.set_deadline(py, future, callback, &extras) {
+            let repeated = extras.asked - extras.retries;
+            let ticket = match self.set_deadline(py, future, callback, &extras, times) {
                 Ok(ticket) => ticket,
-                Err(error) => return Some(Err(error)),
+                Err(error) => return (Some(Err(error)), repeated),
             };
             let outcome = if extras.retries == 0 {
                 callback.call(py, run_coroutine)
@@ -156,11 +251,13 @@ impl Shared {
             };
             if let Some(ticket) = ticket {
                 let overdue = lock(&self.deadlines).take(ticket);
-                overdue.as_ref()?;
+                if overdue.is_none() {
+                    return (None, repeated);
+                }
             }
             match outcome {
                 Err(error) if extras.retries > 0 && is_retriable(py, &error) => extras.retries -= 1,
-                outcome => return Some(outcome),
+                outcome => return (Some(outcome), repeated),
             }
         }
     }
@@ -171,6 +268,7 @@ impl Shared {
         future: &Bound<'_, Future>,
         callback: &Callback,
         extras: &Extras,
+        (submitted_ns, began_ns): (u64, u64),
     ) -> PyResult<Option<plait_engine::thread_pool::Ticket>> {
         let limit = extras
             .timeout
@@ -187,6 +285,8 @@ impl Shared {
             future: future.clone().unbind(),
             again,
             extras: Box::new(extras.clone()),
+            submitted_ns,
+            began_ns,
         };
         let (ticket, early) = lock(&self.deadlines).insert(deadline, overdue);
         if early {
@@ -201,23 +301,30 @@ impl Shared {
             future,
             again,
             mut extras,
+            submitted_ns,
+            began_ns,
         } = overdue;
         if let Some(callback) = again {
             extras.retries -= 1;
+            extras.submitted_ns = Some(submitted_ns);
             return self.engine.submit_again(Job {
                 future,
                 callback,
                 extras: Some(extras),
-                since: Instant::now(),
+                since_ns: monotonic_ns(),
             });
+        }
+        if !future.get().is_done() {
+            self.note_timed_out(&extras, submitted_ns, began_ns);
         }
         Future::resolve(future.bind(py), Err(timed_out(py, &extras)));
         Submitted::Queued
     }
 
     /// Gives jobs that nobody will run the outcome `error`.
-    fn fail(py: Python<'_>, jobs: VecDeque<Job>, error: &PyErr) {
+    fn fail(&self, py: Python<'_>, jobs: VecDeque<Job>, error: &PyErr) {
         for job in jobs {
+            self.note_unrun(py, &job.callback, job.extras.as_deref(), job.submitted_ns());
             let future = job.future.bind(py);
             if future.get().try_start() || job.extras.as_ref().is_some_and(|extras| extras.started)
             {
@@ -278,7 +385,9 @@ fn read_options(
             u32::MAX
         ))
     })?;
-    if timeout.is_none() && retries == 0 {
+    let since_ns: u64 = options.getattr(intern!(py, "since_ns"))?.extract()?;
+    let has_name = !options.getattr(intern!(py, "name"))?.is_none();
+    if timeout.is_none() && retries == 0 && since_ns == 0 && !has_name {
         return Ok(None);
     }
     let name = JOB_NAME
@@ -288,8 +397,10 @@ fn read_options(
     Ok(Some(Box::new(Extras {
         timeout,
         retries,
+        asked: retries,
         name,
         started: false,
+        submitted_ns: (since_ns > 0).then_some(since_ns),
     })))
 }
 
@@ -315,6 +426,10 @@ pub struct ThreadPool {
 impl ThreadPool {
     /// Unless `is_plait` it leaves coroutines and contexts alone, as the standard pool does.
     #[new]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "they are what Python's constructor takes"
+    )]
     fn new(
         py: Python<'_>,
         workers: usize,
@@ -323,12 +438,17 @@ impl ThreadPool {
         is_plait: bool,
         is_adaptive: bool,
         idle_timeout: Option<f64>,
+        ledger: Option<PyRef<'_, Ledger>>,
+        model: &str,
     ) -> PyResult<Self> {
         let sys = py.import(intern!(py, "sys"))?;
         let one_interpreter = match sys.getattr_opt(intern!(py, "_is_gil_enabled"))? {
             Some(is_enabled) => is_enabled.call0()?.is_truthy()?,
             None => true,
         };
+        let model = Model::of(model)
+            .ok_or_else(|| PyValueError::new_err(format!("there is no model {model:?}")))?;
+        let accounts = ledger.map(|ledger| Accounts::new(&ledger.inner, model, one_interpreter));
         let engine = Engine::new(workers);
         if is_adaptive {
             // No job waits yet, so there is nobody to be started.
@@ -347,6 +467,7 @@ impl ThreadPool {
             has_timer: AtomicBool::new(false),
             regulator: Mutex::new(None),
             has_regulator: is_adaptive.then(|| AtomicBool::new(false)),
+            accounts,
         });
         Ok(Self {
             shared,
@@ -375,8 +496,7 @@ impl ThreadPool {
     fn statistics(&self) -> (usize, usize, usize, usize, usize, f64) {
         let engine = &self.shared.engine;
         let known = engine.statistics();
-        let since = engine.look_at_first(|job| job.since);
-        let longest = since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let longest = engine.look_at_first(Job::waited).unwrap_or(0.0);
         (
             known.workers,
             known.running,
@@ -411,7 +531,7 @@ impl ThreadPool {
             future: future.clone().unbind(),
             callback,
             extras,
-            since: Instant::now(),
+            since_ns: monotonic_ns(),
         };
         match self.shared.engine.submit(job) {
             Ok(Submitted::Queued) => {}
@@ -426,7 +546,7 @@ impl ThreadPool {
                         let stranded = self.shared.engine.worker_did_not_start();
                         let raise =
                             !stranded.is_empty() || !error.is_instance_of::<PyException>(py);
-                        Shared::fail(py, stranded, &error);
+                        self.shared.fail(py, stranded, &error);
                         if raise {
                             return Err(error);
                         }
@@ -458,9 +578,14 @@ impl ThreadPool {
         for job in self.shared.engine.drain() {
             let future = job.future.bind(py);
             if let Some(extras) = job.extras.as_ref().filter(|extras| extras.started) {
+                if !future.get().is_done() {
+                    self.shared.note_timed_out(extras, job.submitted_ns(), 0);
+                }
                 Future::resolve(future, Err(timed_out(py, extras)));
                 continue;
             }
+            self.shared
+                .note_unrun(py, &job.callback, None, job.submitted_ns());
             // A callback may want to end the program: not before the other jobs are seen to.
             outcome = outcome.and(future.call_method0(intern!(py, "cancel")).map(drop));
             Future::notify_cancelled(future);
@@ -545,31 +670,38 @@ impl ThreadPoolCore {
     }
 
     /// A worker's life: takes jobs and runs them until the pool is closed and none waits. `run_coroutine(coroutine)`
-    /// runs one to completion in this thread; `pause()` is any Python code.
+    /// runs one to completion in this thread; `pause()` is any Python code; the ledger knows the worker by `name`.
     fn work<'py>(
         &self,
         py: Python<'py>,
         run_coroutine: &Bound<'py, PyAny>,
         pause: &Bound<'py, PyAny>,
+        name: &str,
     ) {
         let shared = &*self.shared;
+        let accounts = shared.accounts.as_ref();
+        let mut account = accounts.and_then(|accounts| accounts.open(name));
+        let mut start = Start::Rested;
         let mut worker = Worker::new();
         let mut wake = Wake::default();
-        let mut since = Instant::now();
+        let mut since_ns = monotonic_ns();
         loop {
             match shared.engine.next(&mut worker) {
                 Next::Job(job) => {
                     wake.now();
-                    wake = shared.run(py, job, run_coroutine);
+                    wake = shared.run(py, job, run_coroutine, account.as_mut(), start);
+                    let now_ns = monotonic_ns();
+                    start = Start::AfterAnother(now_ns);
                     if shared.has_regulator.is_some() {
                         shared.engine.job_ended();
                     }
-                    if since.elapsed() >= PAUSE_INTERVAL {
+                    if now_ns.saturating_sub(since_ns) >= PAUSE_INTERVAL {
                         wake.now();
                         if let Err(error) = pause.call0() {
                             error.write_unraisable(py, None);
                         }
-                        since = Instant::now();
+                        since_ns = monotonic_ns();
+                        start = Start::AfterAnother(since_ns);
                     }
                 }
                 Next::Wait => {
@@ -579,19 +711,30 @@ impl ThreadPoolCore {
                             Some(limit) => shared.engine.wait_for(&worker, limit)?,
                             None => shared.engine.wait(&worker),
                         };
-                        if !slept && shared.one_interpreter {
+                        if slept {
+                            start = Start::Rested;
+                            return Some(accounts.map(|_| monotonic_ns()));
+                        }
+                        if shared.one_interpreter {
                             await_free_interpreter();
                         }
-                        Some(())
+                        Some(None)
                     });
+                    if let Some((accounts, back_ns)) = accounts.zip(called.flatten()) {
+                        accounts.asked(back_ns);
+                    }
                     if called.is_none() {
+                        start = Start::Rested;
                         match shared.engine.retire(&mut worker) {
                             Retired::Left => break,
                             Retired::Called => drop(py.detach(|| shared.engine.wait(&worker))),
                             Retired::Needed => {}
                         }
                     }
-                    since = Instant::now();
+                    if start != Start::Rested {
+                        start = Start::Waited;
+                    }
+                    since_ns = monotonic_ns();
                 }
                 Next::Leave => break,
             }
@@ -637,7 +780,7 @@ impl ThreadPoolCore {
             }
             let is_full = is_saturated && known.width >= known.limit;
             if saturation.observe(is_full, now.duration_since(began)) {
-                let longest = engine.look_at_first(|job| job.since.elapsed().as_secs_f64());
+                let longest = engine.look_at_first(Job::waited);
                 let told = (
                     known.limit,
                     known.waiting,
@@ -684,7 +827,7 @@ impl ThreadPoolCore {
         shared.close();
         let mut jobs = shared.engine.worker_did_not_start();
         jobs.extend(shared.engine.drain());
-        Shared::fail(py, jobs, &PyErr::from_value(error));
+        self.shared.fail(py, jobs, &PyErr::from_value(error));
         if shared.engine.workers() == 0 {
             shared.wake_keepers();
         }
@@ -698,7 +841,8 @@ impl ThreadPoolCore {
             shared: Arc::clone(&self.shared),
         };
         if let Err(error) = crew.call_method1(intern!(py, "start_worker"), (core,)) {
-            Shared::fail(py, self.shared.engine.worker_did_not_start(), &error);
+            self.shared
+                .fail(py, self.shared.engine.worker_did_not_start(), &error);
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use plait_sync::parker::Unparker;
 
+use super::account::{Account, Answer, Attempts};
 use super::fault::{Step, reached};
 use super::link::{Job, Link, Sending};
 use super::outcome::{Handle, Note, Outcome, ProcessEnd, Settings};
@@ -31,6 +32,7 @@ pub(super) struct Entry<H> {
     pub(super) job: Job,
     pub(super) started: bool,
     pub(super) queued_ns: u64,
+    pub(super) attempts: Attempts,
 }
 
 pub(super) struct State<H> {
@@ -81,6 +83,8 @@ pub(super) struct State<H> {
     pub(super) actions: Vec<Action>,
     pub(super) scratch: Vec<u8>,
     pub(super) frame: Vec<u8>,
+    /// None if nobody wants to know what jobs cost.
+    pub(super) account: Option<Account>,
 }
 
 /// What workers have said before the outcomes that were not delivered yet.
@@ -179,6 +183,10 @@ impl<H: Handle> Shared<H> {
             actions: Vec::new(),
             scratch: Vec::new(),
             frame: Vec::new(),
+            account: settings
+                .ledger
+                .as_ref()
+                .and_then(|(ledger, model)| Account::new(ledger, *model)),
         };
         Self {
             state: Mutex::new(state),
@@ -206,6 +214,7 @@ impl<H: Handle> Shared<H> {
             job,
             started: false,
             queued_ns: monotonic_ns(),
+            attempts: Attempts::of(retries),
         };
         state.entries.insert(id, entry);
         self.drive(state, Event::Submitted { job: id, retries });
@@ -240,7 +249,7 @@ impl<H: Handle> Shared<H> {
         &self,
         state: &mut State<H>,
         event: Event,
-        mut answer: Option<Outcome>,
+        mut answer: Option<(Outcome, Answer)>,
         end: Option<End>,
     ) {
         let mut events = VecDeque::from([event]);
@@ -258,7 +267,7 @@ impl<H: Handle> Shared<H> {
         &self,
         state: &mut State<H>,
         action: Action,
-        answer: &mut Option<Outcome>,
+        answer: &mut Option<(Outcome, Answer)>,
         end: Option<End>,
         events: &mut VecDeque<Event>,
     ) {
@@ -280,6 +289,9 @@ impl<H: Handle> Shared<H> {
                     return;
                 }
                 entry.started = true;
+                if entry.job.retries > 0 {
+                    entry.attempts.left = state.supervisor.retries_left(job);
+                }
                 if let Some(limit) = entry.job.timeout {
                     // It can begin from now on, and the collector may have gone to sleep for longer.
                     let due_ns = monotonic_ns().saturating_add(nanoseconds(limit));
@@ -327,9 +339,10 @@ impl<H: Handle> Shared<H> {
                 }
             }
             Action::Deliver { job } => {
-                state.finish(job, answer.take().unwrap_or(Outcome::Cancelled));
+                let (outcome, answer) = answer.take().unzip();
+                state.finish(job, outcome.unwrap_or(Outcome::Cancelled), answer.as_ref());
             }
-            Action::Discard { .. } => drop(answer.take()),
+            Action::Discard { job } => state.discard(job, answer.take()),
             Action::Lose { job, cause, .. } => {
                 let End { pid, end } = end.unwrap_or(End {
                     pid: 0,
@@ -348,9 +361,10 @@ impl<H: Handle> Shared<H> {
                         end,
                         text,
                     },
+                    None,
                 );
             }
-            Action::Cancel { job } => state.finish(job, Outcome::Cancelled),
+            Action::Cancel { job } => state.finish(job, Outcome::Cancelled, None),
             Action::Close => {
                 state.closing = true;
                 state.wake_collector();
@@ -365,7 +379,11 @@ impl<H: Handle> Shared<H> {
             self.hear_worker(state, worker);
             self.pull_streams(state);
         }
+        if let Some(worker) = state.supervisor.holder(job) {
+            state.note_begun(worker, Some(job));
+        }
         let entry = state.entries.remove(&job)?;
+        state.note(&entry, &mut Outcome::Cancelled, None);
         state.timed -= usize::from(entry.job.timeout.is_some());
         state.garbage.extend(entry.job.kept);
         let (mut sent, mut behind) = (false, 0);
@@ -470,8 +488,46 @@ impl<H> State<H> {
         self.notes.telling || !self.notes.waiting.is_empty()
     }
 
-    pub(super) fn finish(&mut self, job: JobId, outcome: Outcome) {
+    /// Which jobs a worker is running, and since when: for when it does not get to say what they cost.
+    pub(super) fn note_begun(&mut self, worker: WorkerId, only: Option<JobId>) {
+        let State { links, entries, .. } = self;
+        let Some(link) = links.get(&worker).filter(|_| self.account.is_some()) else {
+            return;
+        };
+        for (job, began_ns) in link.running() {
+            if only.is_none_or(|only| only == job)
+                && let Some(entry) = entries.get_mut(&job)
+            {
+                entry.attempts.began(link.number, began_ns);
+            }
+        }
+    }
+
+    /// An attempt was answered that is not the job's last.
+    fn discard(&mut self, job: JobId, answer: Option<(Outcome, Answer)>) {
+        if let Some((_, answer)) = answer
+            && let Some(entry) = self.entries.get_mut(&job)
+        {
+            entry.attempts.again(&answer);
+        }
+    }
+
+    /// A job has ended.
+    fn note(&self, entry: &Entry<H>, outcome: &mut Outcome, answer: Option<&Answer>) {
+        if let Some(account) = &self.account {
+            let Entry {
+                job,
+                queued_ns,
+                attempts,
+                ..
+            } = entry;
+            account.write(job, *queued_ns, attempts, outcome, answer);
+        }
+    }
+
+    pub(super) fn finish(&mut self, job: JobId, mut outcome: Outcome, answer: Option<&Answer>) {
         if let Some(entry) = self.entries.remove(&job) {
+            self.note(&entry, &mut outcome, answer);
             self.timed -= usize::from(entry.job.timeout.is_some());
             self.garbage.extend(entry.job.kept);
             self.give(entry.owner, outcome);

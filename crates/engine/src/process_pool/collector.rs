@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use plait_sync::window;
 
+use super::account::Answer;
 use super::books::{End, Plumbing, Shared, State, nanoseconds};
 use super::fault::{Step, reached};
 use super::link::{Link, Look, SHORTEST_LOOK_NS, Said};
@@ -161,6 +162,7 @@ impl<H: Handle> Shared<H> {
 
     /// Hears all that one worker has said so far, up to a bound: others want to be heard, too.
     pub(super) fn hear_worker(&self, state: &mut State<H>, worker: WorkerId) {
+        let mut heard_ns = 0;
         for _ in 0..window::SLOTS {
             let State { links, frame, .. } = state;
             let Some(link) = links.get_mut(&worker) else {
@@ -187,15 +189,28 @@ impl<H: Handle> Shared<H> {
                     job,
                     status,
                     run_ns,
+                    spent,
                     payload,
                     buffers,
                 })) => {
+                    // Several are heard at a time, by one look at the clock, unless one ended after that.
+                    let ended_ns = spent.began_ns.saturating_add(run_ns);
+                    if ended_ns > heard_ns && state.account.is_some() {
+                        heard_ns = monotonic_ns();
+                    }
+                    let answer = Answer {
+                        heard_ns,
+                        worker: link.number,
+                        occupied_ns: run_ns,
+                        spent,
+                    };
                     let failed = matches!(status, Status::Raised | Status::Unpicklable);
                     state.answered += 1;
                     let outcome = Outcome::Answer {
                         status,
                         payload,
                         buffers,
+                        place: None,
                     };
                     self.drive_with(
                         state,
@@ -205,7 +220,7 @@ impl<H: Handle> Shared<H> {
                             failed,
                             run_ns,
                         },
-                        Some(outcome),
+                        Some((outcome, answer)),
                         None,
                     );
                 }
@@ -235,6 +250,8 @@ impl<H: Handle> Shared<H> {
                 Ok(None) => return,
                 Ok(Some(Report::Started { worker, pid, pidfd })) => {
                     if let Some(link) = state.links.get_mut(&worker) {
+                        let account = state.account.as_ref();
+                        link.number = account.map_or(0, |account| account.worker_came(pid));
                         link.started(pid, pidfd);
                         reached(Step::Started);
                     }
@@ -286,10 +303,19 @@ impl<H: Handle> Shared<H> {
         while state.links.get(&worker).is_some_and(Link::has_reply) {
             self.hear_worker(state, worker);
         }
+        state.note_begun(worker, None);
         let Some(link) = state.links.remove(&worker) else {
             return;
         };
+        if let Some(account) = &state.account {
+            account.worker_left(link.number);
+        }
         let begun = link.begun();
+        for job in &begun {
+            if let Some(entry) = state.entries.get_mut(job) {
+                entry.attempts.lost(link.number);
+            }
+        }
         reached(Step::Buried);
         if !state.supervisor.is_ready(worker)
             && !state.supervisor.is_unusable()
@@ -384,6 +410,10 @@ impl<H: Handle> Shared<H> {
             return;
         };
         if link.is_running(job) {
+            state.note_begun(worker, Some(job));
+            if let Some(entry) = state.entries.get_mut(&job) {
+                entry.attempts.lost(0);
+            }
             self.drive(state, Event::Overdue { worker, job });
         }
         self.drive(state, Event::Revoked { worker, count });

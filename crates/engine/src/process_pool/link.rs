@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use plait_sync::{ring, window};
 
+use super::account::{Origin, Spent};
 use super::fault::{Step, reached};
 use super::lane::{ARENA, Lane, MOST_WIDTH, Replies, Requests, Returns, Running};
 use super::outcome::Note;
@@ -60,6 +61,8 @@ pub struct Job {
     pub retries: u32,
     /// The segments whose tickets are among its buffers.
     pub kept: Vec<Arc<Segment>>,
+    /// What the ledger wants to know.
+    pub origin: Origin,
 }
 
 /// How long a process that is being killed is waited for.
@@ -117,6 +120,7 @@ pub(super) enum Said {
         job: JobId,
         status: Status,
         run_ns: u64,
+        spent: Spent,
         payload: Bytes,
         buffers: Vec<Bytes>,
     },
@@ -151,6 +155,8 @@ pub(super) struct Link {
     /// Which function each slot of this worker holds once it has done what it was sent.
     known: NumberMap<u64>,
     process: Option<(u32, OwnedFd)>,
+    /// Its number in the ledger; 0 as long as it has none.
+    pub(super) number: u32,
     /// To be ended, as soon as there is a process to end.
     condemned: bool,
     /// It has said so.
@@ -205,6 +211,7 @@ impl Link {
             lent: NumberMap::default(),
             known: NumberMap::default(),
             process: None,
+            number: 0,
             condemned: false,
             ready: false,
             width: width.clamp(1, MOST_WIDTH),
@@ -547,6 +554,7 @@ impl Link {
                     job,
                     status,
                     run_ns,
+                    spent,
                     payload,
                     buffers,
                     released,
@@ -569,6 +577,7 @@ impl Link {
                         job,
                         status,
                         run_ns,
+                        spent,
                         payload,
                         buffers,
                     }));

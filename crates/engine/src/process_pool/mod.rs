@@ -1,6 +1,7 @@
 //! Worker processes fed through shared memory. `README.md` beside this file has the picture, who owns what, and what
 //! happens when somebody dies at which step.
 
+mod account;
 mod books;
 mod collector;
 #[cfg(feature = "fault-hooks")]
@@ -21,6 +22,7 @@ mod tests;
 mod worker;
 mod zygote;
 
+pub use account::{Origin, Spent};
 pub use helper::Helper;
 pub use link::{Function, Job, Payload};
 pub use listener::Listener;

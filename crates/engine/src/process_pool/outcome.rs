@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::protocol::Status;
 use super::state::Cause;
 use super::worker::Bytes;
+use crate::ledger::{Ledger, Model, Place};
 
 /// What the caller wants back with a job's outcome.
 pub trait Handle: Send + 'static {
@@ -48,6 +49,8 @@ pub enum Outcome {
         status: Status,
         payload: Bytes,
         buffers: Vec<Bytes>,
+        /// Where the ledger has noted it.
+        place: Option<Place>,
     },
     /// There is no answer. The process id is 0 if there never was a process.
     Lost {
@@ -106,6 +109,8 @@ pub struct Settings {
     pub cancel_grace: Option<Duration>,
     /// How long a worker without work is kept; for ever without.
     pub idle_timeout: Option<Duration>,
+    /// Where to note what jobs cost, and as which model's.
+    pub ledger: Option<(Ledger, Model)>,
 }
 
 impl Settings {
@@ -118,6 +123,7 @@ impl Settings {
             jobs_per_worker: None,
             cancel_grace: None,
             idle_timeout: None,
+            ledger: None,
         }
     }
 }

@@ -4,6 +4,8 @@
 //! shared memory. Frames live on one machine and one build, so there is no version in them.
 #![allow(missing_docs, reason = "each variant's own comment names its fields")]
 
+use super::account::Spent;
+
 /// A place that says: the bytes follow here.
 const INLINE: u64 = u64::MAX;
 
@@ -57,6 +59,7 @@ pub enum Reply<'a> {
         job: u64,
         status: Status,
         run_ns: u64,
+        spent: Spent,
         payload: Piece<'a>,
         buffers: Vec<Piece<'a>>,
         released: Vec<u64>,
@@ -143,6 +146,7 @@ impl<'a> Reply<'a> {
                 job,
                 status,
                 run_ns,
+                spent,
                 payload,
                 buffers,
                 released,
@@ -151,6 +155,9 @@ impl<'a> Reply<'a> {
                 put(out, *job);
                 out.push(*status as u8);
                 put(out, *run_ns);
+                for number in spent.to_numbers() {
+                    put(out, number);
+                }
                 put_piece(out, payload);
                 put_pieces(out, buffers);
                 put_numbers(out, released);
@@ -188,6 +195,7 @@ impl<'a> Reply<'a> {
                     _ => return Err(Malformed),
                 },
                 run_ns: number(&mut rest)?,
+                spent: Spent::from_numbers(|| number(&mut rest))?,
                 payload: piece(&mut rest)?,
                 buffers: pieces(&mut rest)?,
                 released: numbers(&mut rest)?,

@@ -287,6 +287,11 @@ impl Supervisor {
         self.width.now
     }
 
+    /// How often the job, if it has not ended, is run again at most.
+    pub fn retries_left(&self, job: JobId) -> u32 {
+        self.jobs.get(&job).copied().unwrap_or(0)
+    }
+
     /// Workers whose processes have not ended.
     pub fn workers(&self) -> usize {
         self.workers.len()

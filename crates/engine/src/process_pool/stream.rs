@@ -227,6 +227,7 @@ mod tests {
             status: Status::Nothing,
             payload: Bytes::Inline(Vec::new()),
             buffers: Vec::new(),
+            place: None,
         }
     }
 

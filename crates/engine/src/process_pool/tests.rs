@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 
+use super::account::Origin;
 use super::lane::{ARENA, INLINE_MOST};
 use super::link::{Function, Job, Link, Payload, Said, Sending};
 use super::protocol::Status;
@@ -84,6 +85,7 @@ impl Bench {
             timeout: None,
             retries,
             kept: Vec::new(),
+            origin: Origin::default(),
         }
     }
 }

@@ -9,10 +9,12 @@ use std::time::Duration;
 use plait_sync::bell::ASLEEP;
 use plait_sync::{ring, window};
 
+use super::account::Spent;
 use super::fault::{Step, reached};
 use super::lane::{ARENA, INLINE_MOST, Lane, MOST_WIDTH, Replies, Requests, Returns, Running};
 use super::protocol::{Piece, Reply, Request, Status};
 use super::state::JobId;
+use crate::ledger::meter::{Begun, Cost, begin_here, end_here};
 use crate::shared_memory::{Arena, GiveBack, Lease};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::doorbell::Doorbell;
@@ -20,6 +22,7 @@ use crate::sys::futex;
 use crate::sys::heap;
 use crate::sys::mapping::Mapping;
 use crate::sys::process;
+use crate::sys::usage;
 
 /// How often a worker without work looks again before it sleeps: about as long as a wake-up would take.
 const SPINS: u32 = 1 << 9;
@@ -93,6 +96,8 @@ pub struct Worker {
     /// How many of them have been in use at once.
     used: AtomicUsize,
     memory: Memory,
+    /// Whether somebody wants to know what jobs cost.
+    counts: AtomicBool,
     /// Held while the thread that takes calls waits for one.
     taking: Mutex<Taking>,
     /// Held for a moment, or until there is room for an answer.
@@ -103,6 +108,8 @@ pub struct Worker {
 struct Taking {
     requests: window::Consumer<Requests>,
     frame: Vec<u8>,
+    /// It has slept since it last took a call.
+    rested: bool,
 }
 
 #[derive(Debug)]
@@ -122,6 +129,9 @@ struct Memory {
     unlooked: AtomicBool,
     /// Since when there is nothing to do, while memory is kept for the next job: else [`BUSY`] or [`KEEPS_NOTHING`].
     idle_since_ns: AtomicU64,
+    /// The most it has had so far, and when it looked at that.
+    peak_bytes: AtomicU64,
+    peak_at_ns: AtomicU64,
 }
 
 /// A job that runs. Filled by the thread that takes calls, emptied by the one that answers.
@@ -130,6 +140,13 @@ struct Slot {
     /// Its number plus one; 0 while there is none.
     job: AtomicU64,
     began_ns: AtomicU64,
+    /// When its function was called, and when that had returned; 0 before that.
+    called_ns: AtomicU64,
+    returned_ns: AtomicU64,
+    /// What that cost.
+    cpu_ns: AtomicU64,
+    children_ns: AtomicU64,
+    delayed_ns: AtomicU64,
 }
 
 /// A note that was published will be heard, at the latest with this worker's last words, even if nobody could be woken.
@@ -161,6 +178,7 @@ impl Worker {
             taking: Mutex::new(Taking {
                 requests: window::Consumer::new(lane.requests()),
                 frame: Vec::new(),
+                rested: true,
             }),
             answering: Mutex::new(Answering {
                 replies: ring::Producer::new(lane.replies()),
@@ -174,6 +192,7 @@ impl Worker {
             slots: (0..MOST_WIDTH).map(|_| Slot::default()).collect(),
             used: AtomicUsize::new(0),
             memory: Memory::default(),
+            counts: AtomicBool::new(true),
             lane,
         })
     }
@@ -181,7 +200,7 @@ impl Worker {
     /// Waits for a call: looks again for a moment, then sleeps, for no longer than `limit`. May return without one, after
     /// a signal for instance.
     pub fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
-        let taking = locked(&self.taking);
+        let mut taking = locked(&self.taking);
         for _ in 0..SPINS {
             if taking.requests.has_frame() {
                 return Ok(());
@@ -207,6 +226,7 @@ impl Worker {
         bell.announce();
         reached(Step::Asleep);
         if !taking.requests.has_frame() {
+            taking.rested = true;
             futex::wait(bell.word(), ASLEEP, limit);
         }
         bell.withdraw();
@@ -236,7 +256,12 @@ impl Worker {
     /// Claims the oldest call and marks it as begun; `None` if there is none.
     pub fn take(&self) -> io::Result<Option<Call>> {
         let mut taking = locked(&self.taking);
-        let Taking { requests, frame } = &mut *taking;
+        let Taking {
+            requests,
+            frame,
+            rested,
+        } = &mut *taking;
+        let rested = std::mem::take(rested);
         let claim = requests.claim();
         let Some(claim) = claim.map_err(|_| io::ErrorKind::InvalidData)? else {
             return Ok(None);
@@ -272,18 +297,23 @@ impl Worker {
             arguments: bytes(arguments)?,
             buffers: buffers.into_iter().map(bytes).collect::<io::Result<_>>()?,
         };
-        self.begin(job)?;
+        self.begin(job, rested)?;
         reached(Step::Begun);
         Ok(Some(call))
     }
 
-    fn begin(&self, job: JobId) -> io::Result<()> {
+    fn begin(&self, job: JobId, rested: bool) -> io::Result<()> {
         let at = self.slots.iter().position(|slot| slot.job().is_none());
         // No pool sends more than it knows to fit.
         let at = at.ok_or(io::ErrorKind::InvalidData)?;
         let now_ns = monotonic_ns();
         let slot = &self.slots[at];
+        if self.counts.load(Ordering::Relaxed) {
+            begin_here(now_ns, rested);
+        }
         slot.began_ns.store(now_ns, Ordering::Relaxed);
+        slot.called_ns.store(0, Ordering::Relaxed);
+        slot.returned_ns.store(0, Ordering::Relaxed);
         slot.job.store(job.wrapping_add(1), Ordering::Release);
         if at >= self.used.load(Ordering::Relaxed) {
             self.used.store(at + 1, Ordering::Release);
@@ -328,6 +358,11 @@ impl Worker {
         Ok(())
     }
 
+    /// From now on nobody wants to know what jobs cost.
+    pub fn forgo_accounts(&self) {
+        self.counts.store(false, Ordering::Relaxed);
+    }
+
     /// The jobs that run here and that the pool has asked to end. Takes no lock: for a handler of signals.
     pub fn interrupted(&self) -> Vec<JobId> {
         let used = self.used.load(Ordering::Acquire);
@@ -363,6 +398,102 @@ impl Worker {
         self.push(&mut locked(&self.answering), &Reply::Unusable { text })
     }
 
+    /// The job's function, or what is left of it, is called now in this thread.
+    pub fn calls(&self, job: JobId) -> Begun {
+        if !self.counts.load(Ordering::Relaxed) {
+            return Begun::at(0);
+        }
+        let now_ns = monotonic_ns();
+        if let Some(slot) = self.slot_of(job).map(|at| &self.slots[at])
+            && slot.called_ns.load(Ordering::Relaxed) == 0
+        {
+            slot.called_ns.store(now_ns, Ordering::Relaxed);
+            for sum in [&slot.cpu_ns, &slot.children_ns, &slot.delayed_ns] {
+                sum.store(0, Ordering::Relaxed);
+            }
+        }
+        begin_here(now_ns, false)
+    }
+
+    /// It has returned, or come to where it goes on later.
+    pub fn returned(&self, job: JobId, begun: Begun) {
+        if !self.counts.load(Ordering::Relaxed) {
+            return;
+        }
+        let now_ns = monotonic_ns();
+        self.add_cost(job, now_ns, &end_here(begun, now_ns));
+    }
+
+    /// The job's function was called right after the call was taken, in this thread, and has returned.
+    pub fn ran_at_once(&self, job: JobId) {
+        if let Some(slot) = self.slot_of(job).map(|at| &self.slots[at]) {
+            let began_ns = slot.began_ns.load(Ordering::Relaxed);
+            slot.called_ns.store(began_ns, Ordering::Relaxed);
+            for sum in [&slot.cpu_ns, &slot.children_ns, &slot.delayed_ns] {
+                sum.store(0, Ordering::Relaxed);
+            }
+            self.returned(job, Begun::at(began_ns));
+        }
+    }
+
+    /// A part of the job has ended, at that time, and cost this.
+    pub fn add_cost(&self, job: JobId, now_ns: u64, cost: &Cost) {
+        if let Some(slot) = self.slot_of(job).map(|at| &self.slots[at]) {
+            slot.returned_ns.store(now_ns, Ordering::Relaxed);
+            slot.cpu_ns.fetch_add(cost.cpu_ns, Ordering::Relaxed);
+            slot.children_ns
+                .fetch_add(cost.children_ns, Ordering::Relaxed);
+            slot.delayed_ns
+                .fetch_add(cost.delayed_ns, Ordering::Relaxed);
+        }
+    }
+
+    /// What is known of the job in a slot, which ends now.
+    fn spent(&self, slot: &Slot, now_ns: u64, at_once: bool) -> Spent {
+        if !self.counts.load(Ordering::Relaxed) {
+            return Spent::default();
+        }
+        let began_ns = slot.began_ns.load(Ordering::Relaxed);
+        let memory = &self.memory;
+        let looked_ns = memory.peak_at_ns.load(Ordering::Relaxed);
+        if now_ns.saturating_sub(looked_ns) >= MEMORY_LOOK.as_nanos() as u64 {
+            memory.peak_at_ns.store(now_ns, Ordering::Relaxed);
+            let peak_bytes = usage::peak_bytes();
+            memory.peak_bytes.store(peak_bytes, Ordering::Relaxed);
+        }
+        let spent = Spent {
+            began_ns,
+            peak_bytes: memory.peak_bytes.load(Ordering::Relaxed),
+            ..Spent::default()
+        };
+        if at_once {
+            return spent.with(&end_here(Begun::at(began_ns), now_ns));
+        }
+        let called_ns = slot.called_ns.load(Ordering::Relaxed);
+        let returned_ns = slot.returned_ns.load(Ordering::Relaxed);
+        if called_ns == 0 || returned_ns == 0 {
+            // It never came to be called: all of it was for the arguments.
+            return Spent {
+                arguments_ns: now_ns.saturating_sub(began_ns),
+                ..spent
+            };
+        }
+        Spent {
+            arguments_ns: called_ns.saturating_sub(began_ns),
+            result_ns: now_ns.saturating_sub(returned_ns),
+            cpu_ns: slot.cpu_ns.load(Ordering::Relaxed),
+            children_ns: slot.children_ns.load(Ordering::Relaxed),
+            delayed_ns: slot.delayed_ns.load(Ordering::Relaxed),
+            ..spent
+        }
+    }
+
+    /// Publishes the answer of `job`, whose function was called right after the call was taken, in the same thread, and has
+    /// returned just now; otherwise as [`Self::answer`].
+    pub fn answer_at_once(&self, job: JobId, status: Status, payload: &[u8]) -> io::Result<()> {
+        self.publish(job, status, payload, &[], true)
+    }
+
     /// Publishes the answer of `job`. An error of kind `OutOfMemory` means that it was not published for lack of room
     /// in shared memory; every other one that the pool cannot be reached.
     pub fn answer(
@@ -371,6 +502,17 @@ impl Worker {
         status: Status,
         payload: &[u8],
         buffers: &[&[u8]],
+    ) -> io::Result<()> {
+        self.publish(job, status, payload, buffers, false)
+    }
+
+    fn publish(
+        &self,
+        job: JobId,
+        status: Status,
+        payload: &[u8],
+        buffers: &[&[u8]],
+        at_once: bool,
     ) -> io::Result<()> {
         let at = self.slot_of(job).ok_or(io::ErrorKind::InvalidInput)?;
         let slot = &self.slots[at];
@@ -422,6 +564,7 @@ impl Worker {
             job,
             status,
             run_ns,
+            spent: self.spent(slot, now_ns, at_once),
             payload: piece(payload, &placed[0]),
             buffers: buffers
                 .iter()

@@ -11,6 +11,7 @@
 //! | [`mapping`] | nameless shared memory |
 //! | [`poller`] | waiting for many descriptors at once |
 //! | [`memory`] | how much of it is left |
+//! | [`usage`] | CPU time and memory of this thread, this process and its children |
 //! | [`process`] | starting the zygote, signalling a worker, dying with one's parent |
 //! | [`socket`] | receiving and sending without blocking |
 
@@ -26,3 +27,4 @@ pub mod memory;
 pub mod poller;
 pub mod process;
 pub mod socket;
+pub mod usage;
