@@ -13,17 +13,20 @@ from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from plait import _rust, _stream_transport
+from plait import _rust, _stall_watch, _stream_transport
 
 if TYPE_CHECKING:
     import ssl
     from contextvars import Context
 
-__all__ = ["EventLoop", "run"]
+__all__ = ["EventLoop", "LoopStatistics", "run"]
 
 T = TypeVar("T")
+
+# Seconds that a callback may take before it is told of.
+_STALL_AFTER = 0.5
 
 
 class Handle(asyncio.Handle):
@@ -44,15 +47,50 @@ os.register_at_fork(after_in_child=_rust.leave_event_loops)
 Coroutine.register(_rust.LoopCoroutine)
 
 
+class LoopStatistics(NamedTuple):
+    """What an event loop has done since it was made, and what it has before it."""
+
+    turns: int
+    """How often it looked for what is ready, and ran it."""
+    callbacks: int
+    """Callbacks, steps of tasks and events of transports that it ran."""
+    callback_seconds: float
+    """Time for which it ran and did not sleep: in callbacks, but for a very small part."""
+    poll_seconds: float
+    """Time for which it slept until something was ready."""
+    ready: int
+    """Callbacks for the next turn."""
+    timers: int
+    """Timers that are not due yet, and were not cancelled."""
+    stalls: int
+    """Callbacks that took longer than `EventLoop.stall_after`, were they told of or not."""
+
+
 class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
     """An `asyncio.SelectorEventLoop` whose scheduling and polling are in Rust.
 
     Used like every event loop: ``asyncio.Runner(loop_factory=plait.EventLoop)``, ``plait.run(main())``. Only
-    `call_soon_threadsafe` may be called from other threads; after a fork the child must make its own.
+    `call_soon_threadsafe`, `statistics` and `stall_after` are for other threads, too; after a fork the child
+    must make its own.
+
+    While a callback or task holds it up for longer than `stall_after` seconds (half a second, unless it is
+    set to another number, or to None), a watch logs where that is, once for each place, by the logger
+    ``plait``.
     """
 
     def __init__(self) -> None:
         super().__init__(_Selector())
+        self.stall_after = _STALL_AFTER
+        _stall_watch.loops[self._pulse_number()] = self
+
+    def statistics(self) -> LoopStatistics:
+        """What the loop has done so far. Thread-safe; may be asked while it runs."""
+        turns, callbacks, ran, slept, stalls, ready, timers = self._tally()
+        return LoopStatistics(turns, callbacks, max(ran - slept, 0.0), slept, ready, timers, stalls)
+
+    def _note_stall(self, item: object, seconds: float) -> None:
+        """A callback that the watch has seen holding the loop up is over."""
+        _stall_watch.ended(self, item, seconds)
 
     def run_forever(self: Any) -> None:
         """Run until `stop` is called."""

@@ -1,6 +1,7 @@
 //! The extension module `plait._rust`: its list of exports is the table of contents.
 use pyo3::prelude::*;
 
+mod aio;
 mod callback;
 mod choose;
 mod event_loop;
@@ -24,11 +25,18 @@ mod waiting;
 #[pymodule(gil_used = false)]
 mod _rust {
     #[pymodule_export]
+    use super::aio::{
+        Event as AsyncEvent, Line as WaiterLine, Lock as AsyncLock, Queue as AsyncQueue,
+        Ready as ReadyCoroutine, Semaphore as AsyncSemaphore,
+    };
+    #[pymodule_export]
     use super::choose::choose;
     #[pymodule_export]
     use super::event_loop::{
         EventLoop, LoopCoroutine, LoopWaiter, SocketCalls, StreamTransport, leave_event_loops,
         prepare_handles, prepare_stream_transport,
+        EventLoop, LoopCoroutine, LoopWaiter, StreamTransport, end_stall_watch, forget_stall_watch,
+        leave_event_loops, prepare_handles, prepare_stream_transport,
     };
     #[pymodule_export]
     use super::event_loop::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};

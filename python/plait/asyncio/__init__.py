@@ -14,11 +14,23 @@ from typing import TYPE_CHECKING
 
 from plait._fall_back import fall_back as _fall_back
 from plait.asyncio import events as events
+from plait.asyncio import locks as locks
+from plait.asyncio import queues as queues
 from plait.asyncio import runners as runners
 from plait.asyncio import streams as streams
 from plait.asyncio.events import DefaultEventLoopPolicy as DefaultEventLoopPolicy
 from plait.asyncio.events import get_event_loop as get_event_loop
 from plait.asyncio.events import new_event_loop as new_event_loop
+from plait.asyncio.locks import Barrier as Barrier
+from plait.asyncio.locks import BoundedSemaphore as BoundedSemaphore
+from plait.asyncio.locks import Condition as Condition
+from plait.asyncio.locks import Event as Event
+from plait.asyncio.locks import Lock as Lock
+from plait.asyncio.locks import Semaphore as Semaphore
+from plait.asyncio.queues import LifoQueue as LifoQueue
+from plait.asyncio.queues import PriorityQueue as PriorityQueue
+from plait.asyncio.queues import Queue as Queue
+from plait.asyncio.queues import QueueShutDown as QueueShutDown
 from plait.asyncio.runners import Runner as Runner
 from plait.asyncio.runners import run as run
 from plait.asyncio.streams import StreamReader as StreamReader
@@ -40,11 +52,9 @@ if TYPE_CHECKING:
     from asyncio import exceptions as exceptions
     from asyncio import format_helpers as format_helpers
     from asyncio import futures as futures
-    from asyncio import locks as locks
     from asyncio import log as log
     from asyncio import mixins as mixins
     from asyncio import protocols as protocols
-    from asyncio import queues as queues
     from asyncio import selector_events as selector_events
     from asyncio import sslproto as sslproto
     from asyncio import staggered as staggered
@@ -57,5 +67,5 @@ if TYPE_CHECKING:
     from asyncio import trsock as trsock
     from asyncio import unix_events as unix_events
 
-__all__ = [*_standard.__all__, "EventLoop"]
+__all__ = [*_standard.__all__, "EventLoop", "QueueShutDown"]
 _fall_back(globals(), _standard)

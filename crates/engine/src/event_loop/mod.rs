@@ -2,11 +2,13 @@
 //! may do what.
 
 mod interest;
+mod pulse;
 mod sources;
 mod timers;
 
 pub use crate::sys::poller::{Readiness, Watch, note_fork};
 pub use interest::Side;
+pub use pulse::{Pulse, Tally, Watch as StallWatch};
 pub use sources::Token;
 
 use std::collections::VecDeque;
@@ -317,6 +319,12 @@ impl<T> EventLoop<T> {
         items.extend(own.interests.clear());
         items.extend(own.sources.clear());
         items
+    }
+
+    /// How many items are ready, and how many timers there are.
+    pub fn counts(&self) -> (usize, usize) {
+        let own = self.own();
+        (own.ready.len() + self.inbox.len(), own.timers.len())
     }
 
     /// Shows the ready items, in order.

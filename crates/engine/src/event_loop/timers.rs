@@ -78,6 +78,11 @@ impl<T> Timers<T> {
         self.heap.is_empty()
     }
 
+    /// How many there are that are not cancelled.
+    pub fn len(&self) -> usize {
+        self.heap.len().saturating_sub(self.cancelled)
+    }
+
     /// Takes all items.
     pub fn clear(&mut self) -> Vec<T> {
         self.cancelled = 0;

@@ -1,6 +1,7 @@
 //! Starting the zygote, signalling a worker, dying with one's parent.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -14,10 +15,27 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, getpid, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal, waitpid,
 };
+use rustix::thread::gettid;
 
 /// The id of the calling process; asks the kernel, so it is right after a fork.
 pub fn id() -> u32 {
     getpid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// The id of the calling thread.
+pub fn thread_id() -> u32 {
+    gettid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Nanoseconds for which a thread of this process has waited for a processor although it had something to do; 0 where the
+/// system does not tell.
+pub fn run_delay(thread: u32) -> u64 {
+    let told = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat"));
+    let delay = told.ok().and_then(|told| {
+        let delay = told.split_ascii_whitespace().nth(1)?;
+        delay.parse().ok()
+    });
+    delay.unwrap_or_default()
 }
 
 /// Starts `command` with `stdin` as its standard input. The standard library does this by `posix_spawn`, which

@@ -135,7 +135,7 @@ impl Coroutine {
 }
 
 /// The exception that `throw` is asked for, in each of the ways that generators know.
-fn thrown<'py>(
+pub(crate) fn thrown<'py>(
     kind: Bound<'py, PyAny>,
     value: Option<Bound<'py, PyAny>>,
     traceback: Option<Bound<'py, PyAny>>,

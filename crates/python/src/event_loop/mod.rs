@@ -12,14 +12,17 @@ mod server;
 mod sock;
 mod sock_calls;
 pub mod socket_number;
+mod stall_watch;
 pub mod stream_transport;
 mod streams;
 mod tls;
+mod tasks;
 pub(crate) mod waiter;
 
 pub use coroutine::Coroutine as LoopCoroutine;
 pub use handle::prepare_handles;
 pub use sock::SocketCalls;
+pub use stall_watch::{end_stall_watch, forget_stall_watch};
 pub use stream_transport::{StreamTransport, prepare_stream_transport};
 pub use streams::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};
 pub use tls::{TlsBuffer, TlsProtocol, prepare_tls};
@@ -29,15 +32,21 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use plait_engine::event_loop::{EventLoop as EngineLoop, Side, Token, Wait, Watch};
-use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PySystemExit, PyTypeError};
+use plait_engine::event_loop::{
+    EventLoop as EngineLoop, Pulse, Side, StallWatch, Token, Wait, Watch,
+};
+use pyo3::exceptions::{
+    PyKeyboardInterrupt, PyRuntimeError, PySystemExit, PyTypeError, PyValueError,
+};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass_init::PyClassInitializer;
 use pyo3::types::{PyFloat, PyList, PyTuple};
+use pyo3::types::{PyDict, PyFloat, PyList, PyTuple};
 
 use item::{CallFn, Item, Source};
 use os_error::os_error;
@@ -53,6 +62,8 @@ const MOST_RECEIVED: usize = 256 * 1024;
 pub fn leave_event_loops() {
     plait_engine::event_loop::note_fork();
 }
+/// Nobody waits longer for a stall, in seconds: a year.
+const LONGEST_PATIENCE: f64 = 365.0 * 24.0 * 3600.0;
 
 /// What an event loop does often. All methods but `call_soon_threadsafe` are for the loop's own thread.
 #[pyclass(frozen, subclass, weakref, extends = SocketCalls, module = "plait._rust")]
@@ -65,6 +76,9 @@ pub struct EventLoop {
     stopping: AtomicBool,
     closed: AtomicBool,
     debug: AtomicBool,
+    pulse: Arc<Pulse>,
+    /// Who looks at the pulse, once the loop has run.
+    watch: OnceLock<Option<Arc<StallWatch>>>,
 }
 
 impl EventLoop {
@@ -200,6 +214,9 @@ impl EventLoop {
             Item::Handle(handle) => {
                 let handle = handle.into_bound(py);
                 Self::run_handle(slf, &handle)?;
+                if slf.get().pulse.is_stalled() {
+                    Self::end_stall(slf, &handle)?;
+                }
                 slf.get().retire(handle);
                 return Ok(());
             }
@@ -219,6 +236,9 @@ impl EventLoop {
             let arguments = (&object, error.into_value(py));
             slf.call_method1(intern!(py, "_report_native"), arguments)?;
         }
+        if slf.get().pulse.is_stalled() {
+            Self::end_stall(slf, object.bind(py))?;
+        }
         if let Some(began) = began {
             slf.call_method1(
                 intern!(py, "_note_slow"),
@@ -226,6 +246,21 @@ impl EventLoop {
             )?;
         }
         Ok(())
+    }
+
+    /// An item that has held the loop up has ended.
+    #[cold]
+    fn end_stall(slf: &Bound<'_, Self>, item: &Bound<'_, PyAny>) -> PyResult<()> {
+        let took = slf.get().pulse.end_stall().as_secs_f64();
+        slf.call_method1(intern!(slf.py(), "_note_stall"), (item, took))
+            .map(drop)
+    }
+
+    /// The loop is awake: the watch may be asleep.
+    fn woke(&self) {
+        if let Some(Some(watch)) = self.watch.get() {
+            watch.loop_woke();
+        }
     }
 
     /// Runs one handle; `Err` for what is to end the loop.
@@ -258,7 +293,10 @@ impl EventLoop {
             Wait::Not => Ok(()),
             Wait::Look => core.wait(&wait),
             Wait::Sleep(_) => {
+                this.pulse.begin_sleep();
                 let waited = py.detach(|| core.wait(&wait));
+                this.pulse.end_sleep();
+                this.woke();
                 py.check_signals()?;
                 waited
             }
@@ -275,7 +313,9 @@ impl EventLoop {
             drop(dropped);
         }
         core.begin_turn(items);
+        this.pulse.begin_turn();
         while let Some(item) = items.pop_front() {
+            this.pulse.begin_item();
             if let Err(error) = Self::run_item(slf, item) {
                 core.put_back(items);
                 return Err(error);
@@ -331,6 +371,8 @@ impl EventLoop {
     ) -> PyResult<PyClassInitializer<Self>> {
         let sockets = PyClassInitializer::from(SocketCalls::default());
         Ok(sockets.add_subclass(Self {
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        Ok(Self {
             core: EngineLoop::new()?,
             spares: Mutex::default(),
             buffer: Mutex::default(),
@@ -338,6 +380,9 @@ impl EventLoop {
             closed: AtomicBool::new(false),
             debug: AtomicBool::new(false),
         }))
+            pulse: Arc::default(),
+            watch: OnceLock::new(),
+        })
     }
 
     /// Seconds on the clock that timers go by.
@@ -411,6 +456,73 @@ impl EventLoop {
         Ok(handle)
     }
 
+    /// Makes a task of a coroutine; it begins in the next turn.
+    #[pyo3(signature = (coro, **kwargs))]
+    fn create_task<'py>(
+        slf: &Bound<'py, Self>,
+        coro: Bound<'py, PyAny>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        tasks::create_task(slf, coro, kwargs)
+    }
+
+    /// A future of this loop.
+    fn create_future<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        tasks::create_future(slf)
+    }
+
+    /// Whether the loop is in debug mode. Every task and future asks.
+    fn get_debug(&self) -> bool {
+        self.is_debug()
+    }
+
+    /// Seconds that a callback may take before it is told of as a stall; None if none is.
+    #[getter]
+    fn stall_after(&self) -> Option<f64> {
+        let patience = Duration::from_nanos(self.pulse.patience());
+        (!patience.is_zero()).then_some(patience.as_secs_f64())
+    }
+
+    #[setter]
+    fn set_stall_after(&self, seconds: Option<f64>) -> PyResult<()> {
+        let patience = match seconds {
+            None => Duration::ZERO,
+            Some(seconds) if seconds > 0.0 => {
+                Duration::from_secs_f64(seconds.clamp(1e-9, LONGEST_PATIENCE))
+            }
+            Some(seconds) => {
+                return Err(PyValueError::new_err(format!(
+                    "stall_after must be a number of seconds above 0, or None, not {seconds}"
+                )));
+            }
+        };
+        let nanoseconds = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        self.pulse.set_patience(nanoseconds);
+        Ok(())
+    }
+
+    /// The number by which the watch knows this loop.
+    fn _pulse_number(&self) -> usize {
+        stall_watch::number(&self.pulse)
+    }
+
+    /// Turns, callbacks, seconds that the loop ran, seconds of these that it slept, stalls, callbacks that are ready, timers.
+    fn _tally(&self) -> (u64, u64, f64, f64, u64, usize, usize) {
+        let tally = self.pulse.tally();
+        let (ready, timers) = self.core.counts();
+        let seconds = |nanoseconds| Duration::from_nanos(nanoseconds).as_secs_f64();
+        let (ran, slept) = (seconds(tally.ran_ns), seconds(tally.slept_ns));
+        (
+            tally.turns,
+            tally.items,
+            ran,
+            slept,
+            tally.stalls,
+            ready,
+            timers,
+        )
+    }
+
     /// Ends `run_forever` after the turn that is running.
     fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -420,13 +532,19 @@ impl EventLoop {
     fn _run_until_stopped(slf: &Bound<'_, Self>) -> PyResult<()> {
         let mut items = VecDeque::new();
         // However short this run is, it sees what has come in since the last.
-        slf.get().core.look_next();
-        loop {
-            Self::turn(slf, &mut items)?;
-            if slf.get().stopping.load(Ordering::Relaxed) {
-                return Ok(());
+        let this = slf.get();
+        this.core.look_next();
+        this.watch.get_or_init(|| stall_watch::watch(&this.pulse));
+        this.pulse.begin_run();
+        this.woke();
+        let ended = loop {
+            let turned = Self::turn(slf, &mut items);
+            if turned.is_err() || this.stopping.load(Ordering::Relaxed) {
+                break turned;
             }
-        }
+        };
+        this.pulse.end_run();
+        ended
     }
 
     /// One turn.

@@ -313,7 +313,7 @@ impl Waiter {
         self.is_done()
     }
 
-    fn cancelled(&self) -> bool {
+    pub(crate) fn cancelled(&self) -> bool {
         matches!(self.state().outcome, Outcome::Cancelled(_))
     }
 
