@@ -97,6 +97,46 @@ def test_it_replaces_the_queues_by_classes_that_derive_from_them() -> None:
     assert all(getattr(queue, name) is standard for name, standard in before.items())
 
 
+def test_asyncio_gets_plaits_loop_locks_queues_and_streams() -> None:
+    import asyncio
+
+    import plait.asyncio
+
+    async def kinds() -> tuple[type, ...]:
+        lock, items = asyncio.Lock(), asyncio.Queue[int]()
+        async with lock:
+            await items.put(await asyncio.to_thread(int, "7"))
+        assert await items.get() == 7
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
+        return type(asyncio.get_running_loop()), type(lock), type(items), type(reader), type(writer)
+
+    standard = asyncio.run(kinds())
+    plait.install()
+    ours = asyncio.run(kinds())
+    assert ours == (
+        plait.EventLoop,
+        plait.asyncio.Lock,
+        plait.asyncio.Queue,
+        plait.asyncio.StreamReader,
+        plait.asyncio.StreamWriter,
+    )
+    for mine, theirs in zip(ours, standard, strict=True):
+        assert mine is not theirs
+        assert issubclass(mine, theirs)
+    assert asyncio.locks.Condition is asyncio.Condition is plait.asyncio.Condition
+    chosen = asyncio.SelectorEventLoop()
+    assert not isinstance(chosen, plait.EventLoop)
+    chosen.close()
+    plait.uninstall()
+    assert asyncio.run(kinds()) == standard
+
+
 def test_executors_made_before_go_on() -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as before:
         plait.install()

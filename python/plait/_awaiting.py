@@ -26,9 +26,12 @@ _IDLE_SECONDS = 0.1
 """How long a loop goes on listening when it waits for nothing: the next job is often near."""
 
 
-def wait_in_loop(future: PlaitFuture[Any]) -> asyncio.Future[Any]:
-    """A future of the running loop that ends as `future` does; cancelling it cancels `future`."""
-    loop = asyncio.get_running_loop()
+def wait_in_loop(
+    future: PlaitFuture[Any], loop: asyncio.AbstractEventLoop | None = None
+) -> asyncio.Future[Any]:
+    """A future of `loop` (the running one) that ends as `future` does; cancelling it cancels `future`."""
+    if loop is None:
+        loop = asyncio.get_running_loop()
     waiter: asyncio.Future[Any] = loop.create_future()
     if future.done():
         _copy(future, waiter)
@@ -73,7 +76,8 @@ def _copy(future: PlaitFuture[Any], waiter: asyncio.Future[Any]) -> None:
     if error is None:
         waiter.set_result(future.result())
     else:
-        waiter.set_exception(error)
+        # An exception of concurrent.futures becomes that of asyncio, as with asyncio's futures of threads.
+        waiter.set_exception(asyncio.futures._convert_future_exc(error))  # type: ignore[attr-defined]
 
 
 class _Listening:

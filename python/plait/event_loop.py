@@ -13,17 +13,20 @@ from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, TypeVarTuple, Unpack
 
 from plait import _rust, _stall_watch, _stream_transport
+from plait._awaiting import wait_in_loop
 
 if TYPE_CHECKING:
     import ssl
+    from concurrent.futures import Executor
     from contextvars import Context
 
 __all__ = ["EventLoop", "LoopStatistics", "run"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # Seconds that a callback may take before it is told of.
 _STALL_AFTER = 0.5
@@ -87,6 +90,27 @@ class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
         """What the loop has done so far. Thread-safe; may be asked while it runs."""
         turns, callbacks, ran, slept, stalls, ready, timers = self._tally()
         return LoopStatistics(turns, callbacks, max(ran - slept, 0.0), slept, ready, timers, stalls)
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
+    ) -> asyncio.Future[T]:
+        """Call a function in a thread of `executor`: of the loop's own, plait's thread pool, if it is None.
+
+        Gives a future of the loop. Raises RuntimeError if the loop is closed or its executor was shut down.
+        """
+        from plait.futures import ThreadPoolExecutor
+
+        this: Any = self
+        this._check_closed()
+        if executor is None and this._default_executor is None:
+            this._check_default_executor()
+            this._default_executor = ThreadPoolExecutor(thread_name_prefix="asyncio")
+        if executor is not None or not isinstance(this._default_executor, ThreadPoolExecutor):
+            return super().run_in_executor(executor, func, *args)
+        if this._debug:
+            this._check_callback(func, "run_in_executor")
+        this._check_default_executor()
+        return wait_in_loop(this._default_executor.submit(func, *args), this)
 
     def _note_stall(self, item: object, seconds: float) -> None:
         """A callback that the watch has seen holding the loop up is over."""

@@ -33,10 +33,8 @@ mod _rust {
     use super::choose::choose;
     #[pymodule_export]
     use super::event_loop::{
-        EventLoop, LoopCoroutine, LoopWaiter, SocketCalls, StreamTransport, leave_event_loops,
-        prepare_handles, prepare_stream_transport,
-        EventLoop, LoopCoroutine, LoopWaiter, StreamTransport, end_stall_watch, forget_stall_watch,
-        leave_event_loops, prepare_handles, prepare_stream_transport,
+        EventLoop, LoopCoroutine, LoopWaiter, SocketCalls, StreamTransport, end_stall_watch,
+        forget_stall_watch, leave_event_loops, prepare_handles, prepare_stream_transport,
     };
     #[pymodule_export]
     use super::event_loop::{StreamReader, StreamReaderProtocol, StreamWriter, prepare_streams};

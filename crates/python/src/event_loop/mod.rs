@@ -15,8 +15,8 @@ pub mod socket_number;
 mod stall_watch;
 pub mod stream_transport;
 mod streams;
-mod tls;
 mod tasks;
+mod tls;
 pub(crate) mod waiter;
 
 pub use coroutine::Coroutine as LoopCoroutine;
@@ -45,7 +45,6 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass_init::PyClassInitializer;
-use pyo3::types::{PyFloat, PyList, PyTuple};
 use pyo3::types::{PyDict, PyFloat, PyList, PyTuple};
 
 use item::{CallFn, Item, Source};
@@ -367,22 +366,19 @@ impl EventLoop {
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(
         _args: &Bound<'_, PyTuple>,
-        _kwargs: Option<&Bound<'_, pyo3::types::PyDict>>,
+        _kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyClassInitializer<Self>> {
         let sockets = PyClassInitializer::from(SocketCalls::default());
         Ok(sockets.add_subclass(Self {
-    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        Ok(Self {
             core: EngineLoop::new()?,
             spares: Mutex::default(),
             buffer: Mutex::default(),
             stopping: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             debug: AtomicBool::new(false),
-        }))
             pulse: Arc::default(),
             watch: OnceLock::new(),
-        })
+        }))
     }
 
     /// Seconds on the clock that timers go by.
