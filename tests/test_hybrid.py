@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,16 +123,22 @@ def test_coroutines_and_plain_functions_side_by_side(ex: plait.Executor) -> None
     assert found == [value for number in range(60) for value in (2 * number, 2 * number, number)]
 
 
-def test_the_work_is_spread_over_processes(ex: plait.Executor) -> None:
-    assert (
-        len({ex.submit(process_id).result() for _ in range(5)} | set(ex.map(process_id_slowly, range(80))))
-        == 2
-    )
+def test_the_work_is_spread_over_processes(ex: plait.Executor, tmp_path: Path) -> None:
+    futures = [ex.submit(meet_in_processes, number, tmp_path) for number in range(40)]
+    assert len({future.result(timeout=60) for future in futures}) == 2
 
 
 def process_id_slowly(_number: int) -> int:
     """The same, and takes a moment."""
     time.sleep(MOMENT)
+    return os.getpid()
+
+
+def meet_in_processes(number: int, place: Path) -> int:
+    """Returns when as many as fit into two processes are here."""
+    (place / str(number)).touch()
+    while len(list(place.iterdir())) < 40:
+        time.sleep(MOMENT)
     return os.getpid()
 
 

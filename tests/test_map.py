@@ -122,6 +122,23 @@ def test_endless_inputs_are_read_as_results_are_taken(
     assert inputs.taken == before
 
 
+def meet(number: int, place: Path) -> int:
+    """Returns when two are here."""
+    (place / str(number)).touch()
+    while len(list(place.iterdir())) < 2:
+        time.sleep(0.005)
+    return number
+
+
+def test_inputs_are_read_on_while_there_are_no_results(ex: plait.Executor, tmp_path: Path) -> None:
+    def inputs() -> Iterator[int]:
+        for number in range(2):
+            time.sleep(0.005)
+            yield number
+
+    assert list(ex.map(meet, inputs(), [tmp_path] * 2, timeout=60)) == [0, 1]
+
+
 def test_without_a_buffersize_the_window_is_bounded_too(ex: plait.Executor) -> None:
     inputs = Counted()
     results = ex.map(double, inputs)
@@ -375,7 +392,8 @@ def test_a_worker_that_dies_costs_one_item(processes: plait.Executor, tmp_path: 
 
 
 def test_a_timeout_is_for_each_item(processes: plait.Executor) -> None:
-    results = processes.options(timeout=2.0).map(nap, [0.0, 30.0, 0.0])
+    assert list(processes.map(nap, [0.0] * 4)) == [0.0] * 4  # Workers start, which is not in the time of the next.
+    results = processes.options(timeout=4.0).map(nap, [0.0, 600.0, 0.0])
     assert next(results) == 0.0
     with pytest.raises(plait.TaskTimeout):
         next(results)

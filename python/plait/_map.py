@@ -26,6 +26,8 @@ Submit = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], JobOptio
 # seconds of work does not, and stays small when the jobs (and so, usually, their arguments) are large.
 _SECONDS_AHEAD = 0.05
 _LARGEST_WINDOW = 2048
+# Seconds without results after which inputs are read on.
+_SHORTEST_WAIT = 0.001
 
 
 class Window:
@@ -206,6 +208,7 @@ class ItemFeed:
         if bar is not None:
             bar.follow(items.completed)
         self._out = 0  # submitted and not given out
+        self._reading = 0.0  # seconds that the last look at the inputs took
         self._end: Exception | bool | None = None  # why no more inputs come
         self._started = False
         self.submitted = 0
@@ -219,9 +222,24 @@ class ItemFeed:
         """
         room = self._window.size - self._out
         if room > 0 and self._end is None:
+            began = monotonic()
             taken, self._end = self._items.fill(self._inputs, room)
+            self._reading = monotonic() - began
             self._out += taken
             self.submitted += taken
+
+    def _fill_while_nothing_is_ready(self, deadline: float | None) -> None:
+        """If there is room, read on for as long as there are no results, each time after waiting for some.
+
+        A wait is as long as it took to read: neither inputs nor jobs that take long hold up the other.
+        """
+        while self._end is None and self._out < self._window.size:
+            left = max(self._reading, _SHORTEST_WAIT)
+            if deadline is not None:
+                left = min(left, deadline - monotonic())
+            if left <= 0 or self._items.is_ready_within(left):
+                return
+            self.fill()
 
     def results(self, deadline: float | None) -> Generator[Any, None, None]:
         """Give the results. Whatever ends this (the last one, an error, ``close``) cancels what is out."""
@@ -230,6 +248,7 @@ class ItemFeed:
         try:
             self.fill()
             while self._out:
+                self._fill_while_nothing_is_ready(deadline)
                 values = take(None if deadline is None else deadline - monotonic())
                 if bar is not None:
                     bar.look()

@@ -139,8 +139,8 @@ impl MapItems {
         })
     }
 
-    /// Waits until there is an outcome to give out.
-    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    /// Waits until there is an outcome to give out; false if there is none in time.
+    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
         let mut deadline = None;
         loop {
             let mut inner = self.inner();
@@ -148,7 +148,7 @@ impl MapItems {
                 self.stream.take(MOST_AHEAD, &mut inner.outcomes);
             }
             if !inner.outcomes.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             drop(inner);
             let deadline = match deadline {
@@ -158,7 +158,7 @@ impl MapItems {
             if self.stream.announce(waiting::waker())
                 && !waiting::sleep(py, deadline, || self.stream.is_ready())?
             {
-                return Err(PyTimeoutError::new_err(()));
+                return Ok(false);
             }
         }
     }
@@ -248,6 +248,12 @@ impl MapItems {
         Ok((taken, end))
     }
 
+    /// Whether there is a result, or an exception, within so many seconds.
+    fn is_ready_within(&self, py: Python<'_>, seconds: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.check_forked(py)?;
+        Ok(self.inner().failure.is_some() || self.wait(py, Some(seconds))?)
+    }
+
     /// Waits up to `timeout` seconds for results: a list of some that are next. Raises the exception of an item whose turn
     /// it is, and `TimeoutError`.
     fn take<'py>(
@@ -259,7 +265,9 @@ impl MapItems {
         if let Some(error) = self.inner().failure.take() {
             return Err(error);
         }
-        self.wait(py, timeout)?;
+        if !self.wait(py, timeout)? {
+            return Err(PyTimeoutError::new_err(()));
+        }
         let values = PyList::empty(py);
         while let Some((number, outcome)) = self.next(values.is_empty()) {
             match self.value(py, number, outcome) {
