@@ -392,7 +392,7 @@ def test_a_worker_that_dies_costs_one_item(processes: plait.Executor, tmp_path: 
 
 
 def test_a_timeout_is_for_each_item(processes: plait.Executor) -> None:
-    assert list(processes.map(nap, [0.0] * 4)) == [0.0] * 4  # Workers start, which is not in the time of the next.
+    assert list(processes.map(nap, [0.0] * 4)) == [0.0] * 4  # The start of workers takes time, too.
     results = processes.options(timeout=4.0).map(nap, [0.0, 600.0, 0.0])
     assert next(results) == 0.0
     with pytest.raises(plait.TaskTimeout):
