@@ -12,7 +12,7 @@ CONFORMANCE_PYTHON ?= $(shell scripts/find_conformance_python $(PYTHON))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint rust-test loom sanitize loom-mutants python-test parallel-test stubtest build free-threaded conformance bench faults clean requirements lint-tools
+.PHONY: help demo test lint rust-test loom sanitize loom-mutants python-test parallel-test stubtest build free-threaded conformance bench soak faults clean requirements lint-tools
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -82,6 +82,10 @@ bench: $(VENV)/bench $(VENV)/built ## ours against the standard library and othe
 	$(RUN) benches/multiprocessing_queue.py
 	$(RUN) benches/event_loop.py
 	$(RUN) benches/event_loop_tls.py
+	cargo bench --locked --quiet --package plait-engine --bench loops_per_thread
+
+soak: $(VENV)/built ## random connections on the event loop for 30 s: no byte on a wrong one, nothing left
+	$(RUN) benches/event_loop_soak.py
 
 faults: $(VENV)/built ## ten thousand faults over a hundred thousand tasks: each costs what it may cost (ten minutes)
 	$(RUN) benches/faults.py

@@ -44,7 +44,21 @@ class TimerHandle(asyncio.TimerHandle):
     __slots__ = ()
 
 
-_rust.prepare_handles(Handle, TimerHandle)
+ThreadSafeHandle: type[asyncio.Handle] | None = None
+if sys.version_info >= (3, 14) and hasattr(events, "_ThreadSafeHandle"):
+
+    class _ThreadSafeHandle(events._ThreadSafeHandle):  # type: ignore[misc]
+        """The same for `call_soon_threadsafe`: `cancel` and `cancelled` wait for a call that has begun."""
+
+        __slots__ = ()
+
+        def _run(self) -> None:
+            asyncio.Handle._run(self)  # The standard one takes a lock that these do not have.
+
+    ThreadSafeHandle = _ThreadSafeHandle
+
+
+_rust.prepare_handles(Handle, TimerHandle, ThreadSafeHandle)
 _rust.prepare_stream_transport(_stream_transport.StreamTransport)
 os.register_at_fork(after_in_child=_rust.leave_event_loops)
 Coroutine.register(_rust.LoopCoroutine)
@@ -119,8 +133,8 @@ class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
     def run_forever(self: Any) -> None:
         """Run until `stop` is called."""
         if sys.version_info >= (3, 12) and hasattr(self, "_run_forever_setup"):
+            self._run_forever_setup()  # If it refuses, there is nothing to clean up.
             try:
-                self._run_forever_setup()
                 self._run_until_stopped()
             finally:
                 self._run_forever_cleanup()
@@ -171,13 +185,16 @@ class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
                 self._check_thread()
             self._check_callback(callback, method)
         handle: Any
+        threadsafe = ThreadSafeHandle and method == "call_soon_threadsafe"
         if when is None:
-            handle = asyncio.Handle(callback, args, self, context)
+            kind = events._ThreadSafeHandle if threadsafe else asyncio.Handle  # type: ignore[attr-defined]
+            handle = kind(callback, args, self, context)
         else:
             handle = asyncio.TimerHandle(when, callback, args, self, context)
             handle._scheduled = True
-        if handle._source_traceback:
-            del handle._source_traceback[-1]
+        for _ in range(2 if threadsafe else 1):  # Such a handle is made by one frame more.
+            if handle._source_traceback:
+                del handle._source_traceback[-1]
         return handle
 
     def _make_ssl_transport(

@@ -16,6 +16,7 @@ use pyo3::sync::critical_section::with_critical_section;
 use pyo3::types::{PyBool, PyTuple, PyType};
 
 use super::EventLoop;
+use super::running::Call;
 
 /// Where a slot lies, in bytes from the object's start.
 type Offset = usize;
@@ -36,23 +37,26 @@ struct TimerSlots {
     when: Offset,
 }
 
-/// The two classes, and what is known of them.
+/// The classes, and what is known of them.
 struct Kinds {
     handle: Py<PyType>,
     timer: Py<PyType>,
-    /// The same for both: a timer's own slots come behind.
+    /// That of `call_soon_threadsafe`, if this Python has one.
+    threadsafe: Option<Py<PyType>>,
+    /// The same for all: a timer's own slots come behind.
     slots: Slots,
     timer_slots: TimerSlots,
 }
 
 static KINDS: PyOnceLock<Kinds> = PyOnceLock::new();
 
-/// Finds out where the slots of the two classes lie, and gives them a `cancel` of ours. Called once, by `plait.event_loop`.
+/// Finds out where the slots of the classes lie, and gives them a `cancel` of ours. Called once, by `plait.event_loop`.
 #[pyfunction]
 pub fn prepare_handles(
     py: Python<'_>,
     handle: Bound<'_, PyType>,
     timer: Bound<'_, PyType>,
+    threadsafe: Option<Bound<'_, PyType>>,
 ) -> PyResult<()> {
     let find = |class: &Bound<'_, PyType>, name: &str| offset_of(class, name);
     let slots = Slots {
@@ -77,29 +81,44 @@ pub fn prepare_handles(
         ("_repr", slots.repr),
         ("_context", slots.context),
     ] {
-        if find(&timer, name)? != offset {
-            return Err(unknown_layout(&timer, name));
+        for class in [Some(&timer), threadsafe.as_ref()].into_iter().flatten() {
+            if find(class, name)? != offset {
+                return Err(unknown_layout(class, name));
+            }
         }
     }
-    for class in [&handle, &timer] {
-        // SAFETY: the definition lives for ever, its function has the signature that its flags say, and the class is a
-        // class; the result is a new reference or null with an error set.
-        let method = unsafe {
-            Bound::from_owned_ptr_or_err(
-                py,
-                ffi::PyDescr_NewMethod(class.as_type_ptr(), (&raw const CANCEL.0).cast_mut()),
-            )
-        }?;
-        class.setattr("cancel", method)?;
+    for class in [Some(&handle), Some(&timer), threadsafe.as_ref()] {
+        let Some(class) = class else { continue };
+        add_method(class, "cancel", &CANCEL)?;
+    }
+    if let Some(class) = &threadsafe {
+        add_method(class, "cancelled", &CANCELLED)?;
     }
     let kinds = Kinds {
         handle: handle.unbind(),
         timer: timer.unbind(),
+        threadsafe: threadsafe.map(Bound::unbind),
         slots,
         timer_slots,
     };
     let _ = KINDS.set(py, kinds);
     Ok(())
+}
+
+fn add_method(
+    class: &Bound<'_, PyType>,
+    name: &str,
+    definition: &'static Definition,
+) -> PyResult<()> {
+    // SAFETY: the definition lives for ever, its function has the signature that its flags say, and the class is a class;
+    // the result is a new reference or null with an error set.
+    let method = unsafe {
+        Bound::from_owned_ptr_or_err(
+            class.py(),
+            ffi::PyDescr_NewMethod(class.as_type_ptr(), (&raw const definition.0).cast_mut()),
+        )
+    }?;
+    class.setattr(name, method)
 }
 
 fn kinds(py: Python<'_>) -> PyResult<&'static Kinds> {
@@ -174,16 +193,18 @@ unsafe fn replace<'py>(
     }
 }
 
-/// A new handle; a timer's, if `when` is given.
+/// A new handle; a timer's, if `when` is given; for other threads, if `threadsafe` (and this Python makes a difference).
 pub(super) fn new<'py>(
     event_loop: &Bound<'py, EventLoop>,
     callback: Bound<'py, PyAny>,
     args: Bound<'py, PyTuple>,
     context: Option<Bound<'py, PyAny>>,
     when: Option<Bound<'py, PyAny>>,
+    threadsafe: bool,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = event_loop.py();
     let kinds = kinds(py)?;
+    let threadsafe = kinds.threadsafe.as_ref().filter(|_| threadsafe);
     let context = match context {
         Some(context) => context,
         // SAFETY: attached; a new reference, or null with an error set.
@@ -191,6 +212,7 @@ pub(super) fn new<'py>(
     };
     let slots = &kinds.slots;
     if when.is_none()
+        && threadsafe.is_none()
         && let Some(handle) = event_loop.get().spare()
     {
         let handle = handle.into_bound(py);
@@ -207,7 +229,7 @@ pub(super) fn new<'py>(
     let class = if when.is_some() {
         &kinds.timer
     } else {
-        &kinds.handle
+        threadsafe.unwrap_or(&kinds.handle)
     };
     let class = class.bind(py).as_type_ptr();
     // SAFETY: a class without instances of variable size; a new object with null in all its slots, or null with an error
@@ -310,12 +332,20 @@ pub(super) fn unschedule(handle: &Bound<'_, PyAny>) {
 
 fn is_ours(kinds: &Kinds, handle: &Bound<'_, PyAny>) -> bool {
     let class = handle.get_type();
-    class.is(&kinds.handle) || class.is(&kinds.timer)
+    class.is(&kinds.handle) || class.is(&kinds.timer) || is_threadsafe(kinds, handle)
+}
+
+fn is_threadsafe(kinds: &Kinds, handle: &Bound<'_, PyAny>) -> bool {
+    let class = handle.get_type();
+    kinds
+        .threadsafe
+        .as_ref()
+        .is_some_and(|threadsafe| class.is(threadsafe))
 }
 
 /// Runs a handle, as `Handle._run` does but for what becomes of an exception: that is the caller's. Nothing happens if it was
 /// cancelled.
-pub(super) fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
+pub(super) fn run(event_loop: &EventLoop, handle: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = handle.py();
     let kinds = kinds(py)?;
     if !is_ours(kinds, handle) {
@@ -338,11 +368,14 @@ pub(super) fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
             )
         };
         let is_cancelled = cancelled.is(PyBool::new(py, true));
-        (!is_cancelled).then_some((callback, args, context))
+        let begin =
+            || is_threadsafe(kinds, handle).then(|| event_loop.running.begin(handle.as_ptr()));
+        (!is_cancelled).then(|| (callback, args, context, begin()))
     });
-    let Some((callback, args, context)) = parts else {
+    let Some((callback, args, context, call)) = parts else {
         return Ok(());
     };
+    let _over_at_the_end: Option<Call<'_>> = call;
     let args = args.cast_into::<PyTuple>()?;
     // SAFETY: attached, and the argument is a live object; what is no context is an error.
     if unsafe { ffi::PyContext_Enter(context.as_ptr()) } != 0 {
@@ -389,10 +422,62 @@ static CANCEL: Definition = Definition(ffi::PyMethodDef {
     ml_doc: c"Cancel the call.".as_ptr(),
 });
 
-/// `Handle.cancel` and `TimerHandle.cancel`.
+static CANCELLED: Definition = Definition(ffi::PyMethodDef {
+    ml_name: c"cancelled".as_ptr(),
+    ml_meth: ffi::PyMethodDefPointer {
+        PyCFunction: cancelled,
+    },
+    ml_flags: ffi::METH_NOARGS,
+    ml_doc: c"Whether the call was cancelled; if it is being made, that is known when it is over."
+        .as_ptr(),
+});
+
+/// `cancelled` of the handles of `call_soon_threadsafe`.
 ///
 /// # Safety
-/// Called by the interpreter, attached, with an instance of one of the two classes.
+/// Called by the interpreter, attached, with an instance of their class.
+unsafe extern "C" fn cancelled(
+    handle: *mut ffi::PyObject,
+    _: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    let body = |py: Python<'_>| {
+        // SAFETY: a live object.
+        let handle = unsafe { Bound::from_borrowed_ptr(py, handle) };
+        match wait_while_running(&handle) {
+            Ok(()) => PyBool::new(py, is_cancelled(&handle))
+                .to_owned()
+                .into_any()
+                .into_ptr(),
+            Err(error) => {
+                error.restore(py);
+                ptr::null_mut()
+            }
+        }
+    };
+    // SAFETY: as in `cancel`.
+    unsafe { Python::attach_unchecked(body) }
+}
+
+/// Waits until another thread has made the call of this handle, if that has begun and the handle is of the kind.
+fn wait_while_running(handle: &Bound<'_, PyAny>) -> PyResult<()> {
+    let kinds = kinds(handle.py())?;
+    if !is_threadsafe(kinds, handle) {
+        return Ok(());
+    }
+    let event_loop = with_critical_section(handle, || {
+        // SAFETY: an offset of its class, in its critical section.
+        unsafe { read(handle, kinds.slots.event_loop) }
+    });
+    match event_loop.and_then(|event_loop| event_loop.cast_into::<EventLoop>().ok()) {
+        Some(event_loop) => event_loop.get().running.wait(handle),
+        None => Ok(()),
+    }
+}
+
+/// `cancel` of all of them.
+///
+/// # Safety
+/// Called by the interpreter, attached, with an instance of one of the classes.
 unsafe extern "C" fn cancel(
     handle: *mut ffi::PyObject,
     _: *mut ffi::PyObject,
@@ -456,5 +541,5 @@ fn cancel_handle(handle: &Bound<'_, PyAny>) -> PyResult<()> {
     }
     // What the callback held goes last: that may run anything.
     drop(old);
-    Ok(())
+    wait_while_running(handle)
 }

@@ -8,6 +8,7 @@ pub mod item;
 pub mod os_error;
 mod owners;
 pub mod protocol;
+mod running;
 mod server;
 mod sock;
 mod sock_calls;
@@ -70,6 +71,7 @@ pub struct EventLoop {
     core: EngineLoop<Item>,
     /// Handles that have run and that nobody knows any more, to be used again.
     spares: Mutex<Vec<Py<PyAny>>>,
+    running: running::Running,
     /// What transports receive into, while none does.
     buffer: Mutex<Option<Box<[u8]>>>,
     stopping: AtomicBool,
@@ -202,7 +204,8 @@ impl EventLoop {
             let arguments = (method, callback, args, context, when);
             return slf.call_method1(intern!(slf.py(), "_debug_handle"), arguments);
         }
-        handle::new(slf, callback, args, context, when)
+        let threadsafe = method == "call_soon_threadsafe";
+        handle::new(slf, callback, args, context, when, threadsafe)
     }
 
     /// Runs one item; `Err` for what is to end the loop.
@@ -273,7 +276,7 @@ impl EventLoop {
                     .map(drop)
             };
         }
-        match handle::run(handle) {
+        match handle::run(slf.get(), handle) {
             Err(error) if !ends_the_loop(py, &error) => {
                 let arguments = (handle, error.into_value(py));
                 slf.call_method1(intern!(py, "_report"), arguments)
@@ -330,10 +333,14 @@ impl EventLoop {
         callback: Bound<'py, PyAny>,
         args: Bound<'py, PyTuple>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let number = descriptor(fd)?;
+        if number < 0 {
+            let message = format!("Invalid file descriptor: {number} ({})", fd.repr()?);
+            return Err(PyValueError::new_err(message));
+        }
         let handle = Self::handle(slf, callback, args, None, None, "")?;
-        let fd = descriptor(fd)?;
         let item = Item::Handle(handle.clone().unbind());
-        let old = slf.get().core.watch(fd, side, item)?;
+        let old = slf.get().core.watch(number, side, item)?;
         if let Some(old) = old {
             old.object()
                 .call_method0(slf.py(), intern!(slf.py(), "cancel"))?;
@@ -372,6 +379,7 @@ impl EventLoop {
         Ok(sockets.add_subclass(Self {
             core: EngineLoop::new()?,
             spares: Mutex::default(),
+            running: running::Running::default(),
             buffer: Mutex::default(),
             stopping: AtomicBool::new(false),
             closed: AtomicBool::new(false),
