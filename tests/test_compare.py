@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,21 @@ def test_items_that_fail_are_compared_as_well(folder: Path) -> None:
     )
     assert [result.runs[0].failed for result in found.results] == [5, 5, 5]
     assert found.equal
+
+
+def test_the_page_has_the_runs_of_every_model(folder: Path) -> None:
+    models = ["threads", "processes"]
+    path = [str(folder)]
+    found = compare("work:fails_on_odd", range(8), models=models, rounds=2, path=path, reports=True)
+    found.save(folder / "page.html")
+    text = (folder / "page.html").read_text()
+    numbers = re.search(r'<script type="application/json" id="numbers">(.*?)</script>', text, re.S)
+    assert numbers is not None
+    data = json.loads(numbers[1])
+    assert [report["model"] for report in data["reports"]] == models
+    assert all(report["jobs"] == len(report["timeline"]["jobs"]) == 8 for report in data["reports"])
+    assert [model["model"] for model in data["comparison"]["models"]] == [SERIAL, *models]
+    assert data["comparison"]["summary"] == found.sentence()
 
 
 def test_results_that_cannot_be_pickled_are_not_compared(folder: Path) -> None:

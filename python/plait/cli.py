@@ -199,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     comparing = add("compare", "measure a function under every model", _COMPARE, _COMPARE_EPILOG, _compare)
     add_work(comparing)
     comparing.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    comparing.add_argument("--html", metavar="FILE", help="also write a page with charts and timelines")
     comparing.add_argument(
         "--json-input", action="store_true", help="each line is a JSON value, as in map --json"
     )
@@ -499,6 +500,7 @@ def _compare(options: argparse.Namespace) -> int:
                 rounds=options.rounds,
                 path=[str(Path.cwd())],
                 watch=lambda model, turn: status.update(f"{model}, round {turn + 1} of {options.rounds}"),
+                reports=options.html is not None,
             )
     except KeyboardInterrupt:
         print("plait: interrupted", file=sys.stderr)
@@ -512,6 +514,11 @@ def _compare(options: argparse.Namespace) -> int:
         for remark in found.remarks():
             console.print(remark, highlight=False, markup=False)
         console.print(f"best: {found.sentence()}", highlight=False, markup=False)
+    if options.html is not None:
+        try:
+            found.save(options.html)
+        except OSError as error:
+            raise _UsageError(f"cannot write {options.html}: {error.strerror}") from None
     return 0 if found.equal and found[SERIAL].runs else FAILED
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["SERIAL", "Comparison", "Measurement", "ModelResult", "available_models", "compare"]
 
 SERIAL = "serial"
+# So many jobs of each model are in the timeline of a comparison.
+_MOST_BARS = 4000
 AUTO = "auto"
 
 
@@ -54,6 +56,8 @@ class Measurement:
     """What `auto` said it chose, and why."""
     chosen: str | None = None
     """The model that `auto` chose."""
+    report: dict[str, Any] | None = None
+    """What its executor's report says, for the page."""
 
 
 @dataclass(slots=True)
@@ -221,6 +225,17 @@ class Comparison:
             return f"threads kept {threads.cores:.1f} of {self.cpus} cores busy: the work releases the GIL"
         return ""
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the comparison as one page of HTML, with charts, that needs no network; with the timelines of
+        the last round, if it was made for that. Raises OSError.
+        """
+        from plait.report import page
+
+        reports = [result.runs[-1].report for result in self.results if result.runs]
+        title = f"plait compare: {self.function}, {self.items} items"
+        told = self.as_dict() | {"remarks": self.remarks()}
+        Path(path).write_text(page(title, [each for each in reports if each], told), encoding="utf-8")
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, for machines: seconds and bytes."""
         models = []
@@ -272,13 +287,15 @@ def compare(
     seconds: float | None = None,
     path: Sequence[str] = (),
     watch: Callable[[str, int], None] | None = None,
+    reports: bool = False,
 ) -> Comparison:
     """Run ``function`` (``MODULE:FUNCTION``) on every item, serially and under each of ``models``.
 
     ``models`` defaults to all that there are here. ``workers`` is a number for every model or a mapping from
     model to number. The models take turns for ``rounds`` rounds; none begins that would end after
     ``seconds``. ``path`` is put in front of ``sys.path`` where the work runs. ``watch`` is called with the
-    model and the round before each measurement.
+    model and the round before each measurement. With ``reports``, the runs also tell what each job cost, for
+    `Comparison.save`.
 
     Items, and results if they are to be compared, must be picklable. Raises TypeError for items that are not.
     """
@@ -303,7 +320,13 @@ def compare(
                 try:
                     run = _run_apart(
                         directory,
-                        {"function": function, "model": result.model, "workers": count, "path": list(path)},
+                        {
+                            "function": function,
+                            "model": result.model,
+                            "workers": count,
+                            "path": list(path),
+                            "reports": reports,
+                        },
                     )
                 except _RunFailed as error:
                     result.error = str(error)
@@ -493,6 +516,8 @@ def _measured(
         "cpu": _cpu_seconds() - cpu,
         "memory": _peak_of_this_process(),
     }
+    if model != SERIAL and spec["reports"]:
+        told["report"] = executor.report().as_dict(_MOST_BARS)
     told["failed"] = sum(not succeeded for succeeded, _ in outcomes)
     if model == SERIAL and told["failed"]:
         (directory / "failed").touch()

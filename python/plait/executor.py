@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from plait.auto import Decision
     from plait.future import Future
     from plait.ledger import Ledger
+    from plait.report import Report
 
 __all__ = ["Executor"]
 
@@ -331,6 +332,17 @@ class Executor(concurrent.futures.Executor):
         from plait.ledger import Ledger
 
         return Ledger(self._notes.snapshot())
+
+    def report(self) -> Report:
+        """What became of the time: printed, a table; `Report.save` writes it as a page of HTML with charts.
+
+        Where the time went (queue, pickling, CPU, waiting, the GIL, idle workers), how busy the workers were,
+        what ``"auto"`` chose and why, and up to three findings. As `ledger`, it is of this moment.
+        """
+        from plait.report import Report
+
+        decision = self.decision
+        return Report(self.ledger, self.statistics(), decision, self.workers)
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
