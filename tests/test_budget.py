@@ -119,3 +119,21 @@ def test_pools_in_a_worker_keep_to_its_share(
         "ours": expected,
         "within": 1,
     }
+
+
+def test_the_budget_says_where_it_comes_from(tmp_path: Path) -> None:
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "cpu.max").write_text("50000 100000\n")
+    budget = plait.cpu_budget()
+    assert budget.cpus == cpus()
+    assert budget.affinity >= 1
+    half = _budget.cpu_budget(tmp_path, {})
+    assert (half.cpus, half.quota, half.wish) == (1, 0.5, None)
+    assert str(half) == f"1 CPU: affinity to {budget.affinity}, a quota of 0.5"
+    (group / "cpu.max").write_text("max 100000\n")  # it follows what has changed
+    wished = _budget.cpu_budget(tmp_path, {"PLAIT_CPUS": "3"})
+    assert wished == plait.Budget(3, budget.affinity, None, 3)
+    assert str(wished) == f"3 CPUs, because PLAIT_CPUS says so: affinity to {budget.affinity}, no quota"
+    with pytest.raises(ValueError, match="PLAIT_CPUS must be a whole number"):
+        _budget.cpu_budget(tmp_path, {"PLAIT_CPUS": "many"})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from plait import multiprocessing as multiprocessing
     from plait import queue as queue
     from plait import threading as threading
+    from plait._budget import Budget, cpu_budget
     from plait._install import install, uninstall
     from plait._share import Shared, share
     from plait.auto import Decision
@@ -35,6 +36,7 @@ __all__ = [
     "ArgumentNotPicklable",
     "Barrier",
     "BoundedSemaphore",
+    "Budget",
     "Condition",
     "Decision",
     "Event",
@@ -49,6 +51,7 @@ __all__ = [
     "TaskTimeout",
     "WorkerDied",
     "__version__",
+    "cpu_budget",
     "install",
     "run",
     "share",
@@ -60,6 +63,7 @@ _HOMES = {
     "ArgumentNotPicklable": "plait.errors",
     "Barrier": "plait.locks",
     "BoundedSemaphore": "plait.locks",
+    "Budget": "plait._budget",
     "Condition": "plait.locks",
     "Decision": "plait.auto",
     "Event": "plait.locks",
@@ -74,6 +78,7 @@ _HOMES = {
     "TaskTimeout": "plait.errors",
     "WorkerDied": "plait.errors",
     "__version__": "plait._rust",
+    "cpu_budget": "plait._budget",
     "install": "plait._install",
     "run": "plait.event_loop",
     "share": "plait._share",

@@ -11,11 +11,40 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["VARIABLE", "cpus", "share"]
+__all__ = ["VARIABLE", "Budget", "cpu_budget", "cpus", "share"]
 
 VARIABLE = "PLAIT_CPUS"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many CPUs this process may use, and what says so."""
+
+    cpus: int
+    """What pools go by: `wish` if there is one, else what `affinity` and `quota` allow, at least 1."""
+    affinity: int
+    """The CPUs that the kernel (or ``python -X cpu_count``) lets this process run on."""
+    quota: float | None
+    """The least quota of its control groups, of version 1 or 2, in CPUs; None if there is none."""
+    wish: int | None
+    """``PLAIT_CPUS``; in a worker process its share of what its pool's process has. None if it is not set."""
+
+    def __str__(self) -> str:
+        quota = "no quota" if self.quota is None else f"a quota of {self.quota:g}"
+        told = "" if self.wish is None else f", because {VARIABLE} says so"
+        return f"{self.cpus} CPU{'s' * (self.cpus != 1)}{told}: affinity to {self.affinity}, {quota}"
+
+
+def cpu_budget(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Budget:
+    """How many CPUs the pools of this process may use together, as it is now: quotas may change.
+
+    Thread-safe. Raises ValueError if ``PLAIT_CPUS`` is not a whole number of at least 1.
+    """
+    affinity, limits, wish = _affinity(), quotas(root), _wish(environ)
+    return Budget(wish or allowed(affinity, limits), affinity, min(limits, default=None), wish)
 
 
 def cpus(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> int:
@@ -24,12 +53,16 @@ def cpus(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> int
 
     Raises ValueError if ``PLAIT_CPUS`` is not a whole number of at least 1.
     """
+    return _wish(environ) or allowed(_affinity(), quotas(root))
+
+
+def _wish(environ: Mapping[str, str]) -> int | None:
     wish = environ.get(VARIABLE, "").strip()
-    if wish:
-        if not wish.isdecimal() or int(wish) < 1:
-            raise ValueError(f"{VARIABLE} must be a whole number of at least 1, not {wish!r}")
-        return int(wish)
-    return allowed(_affinity(), quotas(root))
+    if not wish:
+        return None
+    if not wish.isdecimal() or int(wish) < 1:
+        raise ValueError(f"{VARIABLE} must be a whole number of at least 1, not {wish!r}")
+    return int(wish)
 
 
 def allowed(affinity: int, quotas: list[float]) -> int:
