@@ -252,7 +252,9 @@ class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
             took = self.time() - began
             if took >= self.slow_callback_duration:
                 described = base_events._format_handle(handle)  # type: ignore[attr-defined]
-                logger.warning("Executing %s took %.3f seconds", described, took)
+                # By the name that asyncio has for it, which may have been replaced.
+                log = base_events.logger  # type: ignore[attr-defined]
+                log.warning("Executing %s took %.3f seconds", described, took)
         finally:
             self._current_handle = None
             del handle  # The frame may live on in a traceback that the handle leads to.
