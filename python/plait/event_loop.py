@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, TypeVarTup
 
 from plait import _rust, _stall_watch, _stream_transport
 from plait._awaiting import wait_in_loop
+from plait._subprocess import Subprocesses
 
 if TYPE_CHECKING:
     import ssl
@@ -83,7 +84,7 @@ class LoopStatistics(NamedTuple):
     """Callbacks that took longer than `EventLoop.stall_after`, were they told of or not."""
 
 
-class EventLoop(_rust.EventLoop, asyncio.SelectorEventLoop):
+class EventLoop(_rust.EventLoop, Subprocesses, asyncio.SelectorEventLoop):
     """An `asyncio.SelectorEventLoop` whose scheduling and polling are in Rust.
 
     Used like every event loop: ``asyncio.Runner(loop_factory=plait.EventLoop)``, ``plait.run(main())``. Only
