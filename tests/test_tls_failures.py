@@ -201,9 +201,9 @@ def test_a_clean_close_flushes() -> None:
             pair.transport.write(b"too late")
             assert await pair.server.read(len(message)) == message
             ends = await pair.client.lost, await pair.server.lost
-            return ends, pair.client.events[-2:], pair.server.events, bytes(pair.server.data), pair.told
+            return ends, pair.server.events, bytes(pair.server.data), pair.told
 
-    ends, _, events, data, told = same(scenario)
+    ends, events, data, told = same(scenario)
     assert (ends, events, data, told) == ((None, None), ["made", "eof", "lost"], b"", [])
 
 
@@ -227,10 +227,11 @@ def test_abort() -> None:
             pair.transport.abort()
             assert pair.transport.is_closing()
             assert pair.client.events == ["made"]
-            ends = await pair.client.lost, described(await pair.server.lost)
-            return ends, pair.client.events
+            # The server may see a reset: tickets that the client has not read are thrown away.
+            await pair.server.lost
+            return await pair.client.lost, pair.client.events
 
-    assert same(scenario)[1] == ["made", "lost"]
+    assert same(scenario) == (None, ["made", "lost"])
 
 
 def test_a_close_that_the_peer_does_not_answer() -> None:
@@ -344,10 +345,12 @@ def test_tls_in_tls() -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await pair.client.lost
             pair.client.lost = inside.lost
+            pair.server.lost = inside_server.lost
 
     run(main())
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl program")
 @pytest.mark.parametrize(("version", "command"), [("-tls1_2", "R"), ("-tls1_3", "K"), ("-tls1_3", "k")])
 def test_new_keys_in_the_middle(version: str, command: str) -> None:

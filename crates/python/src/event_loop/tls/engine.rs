@@ -197,7 +197,7 @@ impl Engine {
             Mode::Direct { connection, wire } => {
                 let most = wire.incoming() + Self::alone(connection).map_or(0, |one| one.held());
                 if most <= SMALL {
-                    let (scratch, read) = self.read_scratch(py);
+                    let (scratch, read) = self.read_scratch_direct(py, most);
                     let data = (read.data > 0).then(|| PyBytes::new(py, &scratch[..read.data]));
                     put_scratch(scratch);
                     Read {
@@ -214,18 +214,13 @@ impl Engine {
 
     /// The same into a buffer of the thread's, to be given back by [`put_scratch`]; its length has no meaning.
     pub fn read_scratch(&self, py: Python<'_>) -> (Vec<u8>, Read<usize>) {
-        // Taken out, not borrowed: an error leads through Python.
-        let mut scratch = SCRATCH.take();
         match &self.mode {
             Mode::Direct { connection, wire } => {
                 let most = wire.incoming() + Self::alone(connection).map_or(0, |one| one.held());
-                if scratch.len() < most.max(LARGEST_RECORD) {
-                    scratch.resize(most.max(LARGEST_RECORD), 0);
-                }
-                let read = self.read_direct(py, scratch.as_mut_ptr(), scratch.len());
-                (scratch, read)
+                self.read_scratch_direct(py, most)
             }
             Mode::Object { incoming, .. } => {
+                let mut scratch = SCRATCH.take();
                 let read = self.read_object(py, incoming.bind(py));
                 let data = match &read.data {
                     Some(bytes) => {
@@ -244,6 +239,17 @@ impl Engine {
                 )
             }
         }
+    }
+
+    fn read_scratch_direct(&self, py: Python<'_>, most: usize) -> (Vec<u8>, Read<usize>) {
+        // Taken out, not borrowed: an error leads through Python.
+        let mut scratch = SCRATCH.take();
+        let most = most.max(LARGEST_RECORD);
+        if scratch.len() < most {
+            scratch.resize(most, 0);
+        }
+        let read = self.read_direct(py, scratch.as_mut_ptr(), scratch.len());
+        (scratch, read)
     }
 
     /// The same into a `bytes` of its own that is cut to size afterwards: `most` is what there can be.
@@ -313,12 +319,13 @@ impl Engine {
             };
             // SAFETY: the rest of the caller's memory, which nobody else writes to.
             let did = unsafe { alone.read(py, wire, into.add(data), room - data) };
-            let held = alone.held();
+            // Another read would only find that out.
+            let is_drained = wire.incoming() == 0 && alone.held() == 0;
             drop(alone);
             match did {
                 Did::Bytes(count) => {
                     data += count;
-                    if held == 0 && wire.incoming() == 0 {
+                    if is_drained {
                         break Ok(End::Starved);
                     }
                 }

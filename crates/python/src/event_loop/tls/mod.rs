@@ -3,6 +3,7 @@
 mod buffer;
 mod engine;
 mod library;
+mod methods;
 mod protocol;
 mod wire;
 

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A thread keeps so many emptied buffers for the next connection that has something to send.
@@ -110,6 +110,9 @@ impl Incoming {
 pub struct Wire {
     incoming: Mutex<Incoming>,
     outgoing: Mutex<Vec<u8>>,
+    /// How many bytes there are in either, to be read without its lock; written under it.
+    incoming_size: AtomicUsize,
+    outgoing_size: AtomicUsize,
     /// OpenSSL has asked for bytes that were not there.
     starved: AtomicBool,
 }
@@ -142,6 +145,8 @@ impl Wire {
                 length: bytes.len(),
             });
         }
+        self.incoming_size
+            .store(incoming.available(), Ordering::Relaxed);
         drop(incoming);
         let _lent = Lent(self);
         run()
@@ -154,13 +159,14 @@ impl Wire {
 
     /// Bytes that have come in and that OpenSSL has not taken.
     pub fn incoming(&self) -> usize {
-        self.lock_incoming().available()
+        self.incoming_size.load(Ordering::Relaxed)
     }
 
     /// Everything that has come in.
     pub fn take_incoming(&self) -> Vec<u8> {
         let mut incoming = self.lock_incoming();
         incoming.keep();
+        self.incoming_size.store(0, Ordering::Relaxed);
         let taken = std::mem::take(&mut incoming.taken);
         let mut kept = std::mem::take(&mut incoming.kept);
         kept.drain(..taken);
@@ -169,12 +175,17 @@ impl Wire {
 
     /// Bytes that are to go out.
     pub fn outgoing(&self) -> usize {
-        self.lock_outgoing().len()
+        self.outgoing_size.load(Ordering::Relaxed)
     }
 
     /// Everything that is to go out; give the buffer back by [`recycle`].
     pub fn take_outgoing(&self) -> Vec<u8> {
-        std::mem::take(&mut *self.lock_outgoing())
+        if self.outgoing() == 0 {
+            return Vec::new();
+        }
+        let mut outgoing = self.lock_outgoing();
+        self.outgoing_size.store(0, Ordering::Relaxed);
+        std::mem::take(&mut *outgoing)
     }
 
     /// Before OpenSSL is called.
@@ -192,7 +203,11 @@ impl Wire {
     /// # Safety
     /// `room` bytes at `into` may be written, and are nobody else's.
     pub(super) unsafe fn take_into(&self, into: *mut u8, room: usize) -> usize {
-        let count = self.lock_incoming().take(into, room);
+        let mut incoming = self.lock_incoming();
+        let count = incoming.take(into, room);
+        self.incoming_size
+            .store(incoming.available(), Ordering::Relaxed);
+        drop(incoming);
         if count == 0 {
             self.starved.store(true, Ordering::Relaxed);
         }
@@ -206,5 +221,6 @@ impl Wire {
             *outgoing = spare();
         }
         outgoing.extend_from_slice(bytes);
+        self.outgoing_size.store(outgoing.len(), Ordering::Relaxed);
     }
 }
