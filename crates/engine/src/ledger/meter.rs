@@ -228,9 +228,13 @@ pub fn gil_wait(
     asks_ns: u64,
 ) -> u64 {
     let share = |total| share(total, run_ns, window_ns);
+    // It is there at once while no other thread computes.
+    let taken_ns = others_ns.min(window_ns);
+    let when_taken_ns = u128::from(asks_ns) * u128::from(taken_ns) / u128::from(window_ns.max(1));
+    let when_taken_ns = when_taken_ns as u64;
     off_ns
         .min(share(others_ns))
-        .min(share(sleeps).max(1).saturating_mul(asks_ns))
+        .min(share(sleeps).max(1).saturating_mul(when_taken_ns))
 }
 
 #[cfg(test)]
@@ -287,5 +291,8 @@ mod tests {
         assert_eq!(gil_wait(sleep, sleep, sleep, sleep, 1, SWITCH), SWITCH);
         // They did so before the job.
         assert_eq!(gil_wait(100, 100, 1_000, 100, 10, SWITCH), 10);
+        // Two short sleeps while others computed for a tenth of the time.
+        let run = 40_000_000;
+        assert_eq!(gil_wait(run, run, run, run / 10, 2, SWITCH), SWITCH / 5);
     }
 }
