@@ -76,6 +76,7 @@ conformance: ## CPython's own tests of concurrent.futures and multiprocessing on
 
 bench: $(VENV)/bench $(VENV)/built ## ours against the standard library and other libraries, as ratios
 	$(RUN) benches/thread_pool.py
+	$(RUN) benches/ledger.py
 	$(RUN) benches/process_pool.py
 	$(RUN) benches/locks.py
 	$(RUN) benches/queues.py
