@@ -68,7 +68,8 @@ const LONGEST_PATIENCE: f64 = 365.0 * 24.0 * 3600.0;
 /// What an event loop does often. All methods but `call_soon_threadsafe` are for the loop's own thread.
 #[pyclass(frozen, subclass, weakref, extends = SocketCalls, module = "plait._rust")]
 pub struct EventLoop {
-    core: EngineLoop<Item>,
+    /// In a place of its own: Python's allocator does not align as its inbox wants to be.
+    core: Box<EngineLoop<Item>>,
     /// Handles that have run and that nobody knows any more, to be used again.
     spares: Mutex<Vec<Py<PyAny>>>,
     running: running::Running,
@@ -377,7 +378,7 @@ impl EventLoop {
     ) -> PyResult<PyClassInitializer<Self>> {
         let sockets = PyClassInitializer::from(SocketCalls::default());
         Ok(sockets.add_subclass(Self {
-            core: EngineLoop::new()?,
+            core: Box::new(EngineLoop::new()?),
             spares: Mutex::default(),
             running: running::Running::default(),
             buffer: Mutex::default(),

@@ -111,6 +111,21 @@ impl Waiter {
         }
     }
 
+    /// The same once more, for another wait, if nobody knows it but the caller.
+    pub fn again(slf: Bound<'_, Self>) -> Option<Bound<'_, Self>> {
+        if callback::is_known_to_others(slf.as_any(), 1) {
+            return None;
+        }
+        let mut state = slf.get().state();
+        let outcome = std::mem::replace(&mut state.outcome, Outcome::Pending);
+        state.blocking = false;
+        let callbacks = (state.first.take(), std::mem::take(&mut state.others));
+        state.asked = false;
+        drop(state);
+        drop((outcome, callbacks));
+        Some(slf)
+    }
+
     fn state(&self) -> MutexGuard<'_, WaiterState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

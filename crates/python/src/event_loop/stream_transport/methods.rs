@@ -62,7 +62,7 @@ impl StreamTransport {
         Self::fatal_error(slf, PyErr::from_value(exc), message)
     }
 
-    fn is_closing(&self) -> bool {
+    pub(crate) fn is_closing(&self) -> bool {
         self.flags.has(CLOSING)
     }
 

@@ -94,7 +94,7 @@ enum Flushed {
 
 impl StreamTransport {
     /// `write` of whatever Python code may give.
-    pub(super) fn write_object(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<()> {
+    pub(crate) fn write_object(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<()> {
         if let Ok(bytes) = data.cast_exact::<PyBytes>() {
             return Self::write_bytes(slf, bytes.as_bytes(), Some(bytes));
         }

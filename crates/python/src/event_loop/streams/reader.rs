@@ -102,16 +102,10 @@ fn take_all<'py>(py: Python<'py>, state: &mut State) -> Bound<'py, PyBytes> {
     take(py, state, size)
 }
 
-/// Tells whoever waits, unless they have been cancelled meanwhile.
+/// Tells whoever waits for a future of another loop's, unless they have been cancelled meanwhile.
+#[cold]
 fn complete(waiter: &Bound<'_, PyAny>, exception: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
     let py = waiter.py();
-    if let Ok(waiter) = waiter.cast::<Waiter>() {
-        return match exception {
-            Some(exception) => Waiter::set_error(waiter, PyErr::from_value(exception.clone())),
-            None => Waiter::wake(waiter),
-        }
-        .map(drop);
-    }
     let cancelled = waiter.call_method0(intern!(py, "cancelled"))?;
     if cancelled.is_truthy()? {
         return Ok(());
@@ -141,6 +135,25 @@ impl StreamReader {
     /// What reading raises, if anything.
     pub(super) fn has_exception(&self) -> bool {
         self.shared.lock().exception.is_some()
+    }
+
+    /// Tells whoever waits.
+    fn complete(
+        &self,
+        waiter: Bound<'_, PyAny>,
+        exception: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let waiter = match waiter.cast_into::<Waiter>() {
+            Ok(waiter) => waiter,
+            Err(error) => return complete(&error.into_inner(), exception),
+        };
+        match exception {
+            Some(exception) => Waiter::set_error(&waiter, PyErr::from_value(exception.clone())),
+            None => Waiter::wake(&waiter),
+        }?;
+        let old = self.shared.lock().spare.replace(waiter.unbind());
+        drop(old);
+        Ok(())
     }
 
     /// Bytes have come that are somebody else's.
@@ -174,7 +187,7 @@ impl StreamReader {
             Ok((waiter, !state.paused && length > most))
         })??;
         if let Some(waiter) = waiter {
-            complete(waiter.bind(py), None)?;
+            slf.get().complete(waiter.into_bound(py), None)?;
         }
         if full {
             slf.get().pause(py)?;
@@ -231,9 +244,10 @@ impl StreamReader {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let shared = &slf.get().shared;
-        let state = shared.lock();
+        let mut state = shared.lock();
         let is_waited_for = state.waiter.is_some();
         let event_loop = state.event_loop.as_ref().map(|it| it.clone_ref(py));
+        let spare = state.spare.take();
         drop(state);
         if is_waited_for {
             return Err(PyRuntimeError::new_err(format!(
@@ -244,7 +258,9 @@ impl StreamReader {
             PyRuntimeError::new_err("this StreamReader has no loop: __init__() was not called")
         })?;
         let event_loop = event_loop.bind(py);
-        let waiter = if event_loop.is_instance_of::<EventLoop>() {
+        let waiter = if let Some(again) = spare.and_then(|it| Waiter::again(it.into_bound(py))) {
+            again.into_any()
+        } else if event_loop.is_instance_of::<EventLoop>() {
             Waiter::new(event_loop)?.into_any()
         } else {
             event_loop.call_method0(intern!(py, "create_future"))?
@@ -252,9 +268,10 @@ impl StreamReader {
         let mut state = shared.lock();
         state.waiter = Some(waiter.clone().unbind());
         state.needed = needed;
+        let paused = state.paused;
         drop(state);
         // Who waits for bytes while the transport is paused would wait for ever.
-        if let Err(error) = slf.get().resume(py, |_| true) {
+        if paused && let Err(error) = slf.get().resume(py, |_| true) {
             slf.get().forget(&waiter);
             return Err(error);
         }
@@ -268,9 +285,15 @@ impl StreamReader {
         step: impl FnOnce(Python<'py>, &mut State) -> PyResult<Step<'py>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        match slf.get().shared.with(py, |state| step(py, state))?? {
+        let (step, paused) = slf
+            .get()
+            .shared
+            .with(py, |state| (step(py, state), state.paused))?;
+        match step? {
             Step::Done(bytes) => {
-                slf.get().resume_if_room(py)?;
+                if paused {
+                    slf.get().resume_if_room(py)?;
+                }
                 Ok(bytes.into_any())
             }
             Step::Wait(needed) => Self::wait(slf, needed, method),
@@ -279,9 +302,6 @@ impl StreamReader {
 
     /// Has a paused transport go on, if the buffer is within the limit again.
     fn resume_if_room(&self, py: Python<'_>) -> PyResult<()> {
-        if !self.shared.lock().paused {
-            return Ok(());
-        }
         let has_room = self
             .shared
             .with(py, |state| state.buffer.len() <= state.limit)?;
@@ -294,18 +314,25 @@ impl StreamReader {
         search: impl FnOnce(Python<'py>, &mut State) -> PyResult<Step<'py>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        let step = slf.get().shared.with(py, |state| search(py, state))?;
+        let (step, paused) = slf
+            .get()
+            .shared
+            .with(py, |state| (search(py, state), state.paused))?;
+        let resume = || {
+            if paused {
+                slf.get().resume_if_room(py)
+            } else {
+                Ok(())
+            }
+        };
         match step {
             Ok(Step::Wait(from)) => {
                 let waiter = Self::wait(slf, 0, "readuntil")?;
                 Ok((waiter, from).into_pyobject(py)?.into_any())
             }
-            Ok(Step::Done(bytes)) => {
-                slf.get().resume_if_room(py)?;
-                Ok(bytes.into_any())
-            }
-            // A line that was too long is gone.
-            Err(error) => slf.get().resume_if_room(py).and(Err(error)),
+            Ok(Step::Done(bytes)) => resume().map(|()| bytes.into_any()),
+            // A line that was too long is gone, too.
+            Err(error) => resume().and(Err(error)),
         }
     }
 }
@@ -361,7 +388,7 @@ impl StreamReader {
         drop(state);
         drop(old);
         match waiter {
-            Some(waiter) => complete(waiter.bind(exc.py()), Some(exc)),
+            Some(waiter) => self.complete(waiter.into_bound(exc.py()), Some(exc)),
             None => Ok(()),
         }
     }
@@ -370,7 +397,7 @@ impl StreamReader {
     fn wake(&self, py: Python<'_>) -> PyResult<()> {
         let waiter = self.shared.lock().waiter.take();
         match waiter {
-            Some(waiter) => complete(waiter.bind(py), None),
+            Some(waiter) => self.complete(waiter.into_bound(py), None),
             None => Ok(()),
         }
     }
@@ -541,8 +568,11 @@ impl StreamReader {
 
     #[setter(_loop)]
     fn set_event_loop(&self, event_loop: Option<Py<PyAny>>) {
-        let old = std::mem::replace(&mut self.shared.lock().event_loop, event_loop);
-        drop(old);
+        let mut state = self.shared.lock();
+        let old = std::mem::replace(&mut state.event_loop, event_loop);
+        let spare = state.spare.take();
+        drop(state);
+        drop((old, spare));
     }
 
     #[getter(_transport)]

@@ -9,6 +9,7 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyByteArray, PySlice};
 
 use crate::callback::is_known_to_others;
+use crate::event_loop::waiter::Waiter;
 
 /// What a reader holds.
 #[derive(Default)]
@@ -23,6 +24,8 @@ pub(super) struct State {
     pub(super) paused: bool,
     /// What the one coroutine that waits for something waits for.
     pub(super) waiter: Option<Py<PyAny>>,
+    /// One that is over, to be used again.
+    pub(super) spare: Option<Py<Waiter>>,
     /// How many bytes it needs.
     pub(super) needed: usize,
     pub(super) event_loop: Option<Py<PyAny>>,
@@ -115,6 +118,7 @@ impl Shared {
             Err(TryLockError::WouldBlock) => return Ok(()),
         };
         visit.call(&state.waiter)?;
+        visit.call(&state.spare)?;
         visit.call(&state.event_loop)?;
         visit.call(&state.transport)?;
         visit.call(&state.exception)
@@ -124,6 +128,7 @@ impl Shared {
         let mut state = self.lock();
         let objects = (
             state.waiter.take(),
+            state.spare.take(),
             state.event_loop.take(),
             state.transport.take(),
             state.exception.take(),

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::{plain_protocol, plain_reader};
+use crate::event_loop::stream_transport::StreamTransport;
 
 /// Whom a writer knows.
 #[derive(Default)]
@@ -16,6 +17,19 @@ struct Parts {
     transport: Option<Py<PyAny>>,
     protocol: Option<Py<PyAny>>,
     reader: Option<Py<PyAny>>,
+}
+
+impl Parts {
+    /// Neither reader nor protocol has a reason to wait, or to raise. No Python code runs.
+    fn have_room(&self, py: Python<'_>) -> bool {
+        let reader = self.reader.as_ref().map(|reader| reader.bind(py));
+        let protocol = self.protocol.as_ref().map(|protocol| protocol.bind(py));
+        reader.is_none_or(|reader| {
+            plain_reader(reader).is_some_and(|reader| !reader.get().has_exception())
+        }) && protocol.is_some_and(|protocol| {
+            plain_protocol(protocol).is_some_and(|protocol| protocol.get().takes_more())
+        })
+    }
 }
 
 /// What asyncio's `StreamWriter` does often. For the thread of its event loop.
@@ -63,28 +77,31 @@ impl StreamWriter {
     /// Writes bytes, or buffers what cannot be written at once.
     fn write(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = data.py();
-        self.transport(py)?
-            .call_method1(intern!(py, "write"), (data,))
-            .map(drop)
+        let transport = self.transport(py)?;
+        match transport.cast::<StreamTransport>() {
+            Ok(transport) => StreamTransport::write_object(transport, data),
+            Err(_) => transport
+                .call_method1(intern!(py, "write"), (data,))
+                .map(drop),
+        }
     }
 
     /// Whether `drain` has nothing to wait for and nothing to raise. False where only asyncio's own can tell.
     fn _is_drained(&self, py: Python<'_>) -> PyResult<bool> {
-        if let Some(reader) = self.get(py, |parts| &parts.reader)
-            && plain_reader(&reader).is_none_or(|reader| reader.get().has_exception())
-        {
+        let parts = self.lock();
+        if !parts.have_room(py) {
             return Ok(false);
         }
-        let protocol = self.get(py, |parts| &parts.protocol);
-        let takes_more = protocol.is_some_and(|protocol| {
-            plain_protocol(&protocol).is_some_and(|protocol| protocol.get().takes_more())
-        });
-        if !takes_more {
+        let Some(transport) = &parts.transport else {
             return Ok(false);
+        };
+        let transport = transport.bind(py);
+        if let Ok(transport) = transport.cast::<StreamTransport>() {
+            return Ok(!transport.get().is_closing());
         }
-        let closing = self
-            .transport(py)?
-            .call_method0(intern!(py, "is_closing"))?;
+        let transport = transport.clone();
+        drop(parts);
+        let closing = transport.call_method0(intern!(py, "is_closing"))?;
         Ok(!closing.is_truthy()?)
     }
 
