@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::io::Errno;
@@ -14,6 +15,12 @@ use rustix::net::{
 /// Receives what is there. Nothing, if the peer sends no more; `WouldBlock` if there is nothing yet.
 pub fn receive(fd: RawFd, into: &mut [u8]) -> io::Result<usize> {
     Ok(recv(borrowed(fd)?, into, RecvFlags::DONTWAIT)?.1)
+}
+
+/// The same into memory that nothing was written to yet: the first so many bytes are written then.
+pub fn receive_into(fd: RawFd, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    let ((received, _), _) = recv(borrowed(fd)?, into, RecvFlags::DONTWAIT)?;
+    Ok(received.len())
 }
 
 /// Sends as much as there is room for.

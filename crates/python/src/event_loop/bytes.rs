@@ -1,11 +1,17 @@
 //! The bytes behind Python objects, lent to a system call.
 #![allow(unsafe_code)]
 
+use std::io;
 use std::mem::MaybeUninit;
 use std::slice;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+unsafe extern "C" {
+    fn _PyBytes_Resize(bytes: *mut *mut ffi::PyObject, size: ffi::Py_ssize_t) -> i32;
+}
 
 /// A buffer that an object lends us; given back when this goes. It must not move: the object may point into it.
 struct Loan(MaybeUninit<ffi::Py_buffer>);
@@ -63,4 +69,35 @@ pub fn with_room<R>(object: &Bound<'_, PyAny>, fill: impl FnOnce(&mut [u8]) -> R
     // SAFETY: it began, above.
     unsafe { loan.end(object.py()) };
     Ok(result)
+}
+
+/// New `bytes` that `fill` writes straight into: `room` of them at most, cut to as many as it says it has written.
+pub fn filled_bytes(
+    py: Python<'_>,
+    room: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> io::Result<usize>,
+) -> PyResult<io::Result<Bound<'_, PyBytes>>> {
+    let size = ffi::Py_ssize_t::try_from(room).unwrap_or(ffi::Py_ssize_t::MAX);
+    // SAFETY: attached; without a source the bytes are left as they are; a new reference, or null with an error set.
+    let bytes = unsafe {
+        Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(std::ptr::null(), size))
+    }?;
+    // SAFETY: a bytes object of this size that nobody else knows.
+    let space = unsafe {
+        let start = ffi::PyBytes_AsString(bytes.as_ptr()).cast::<MaybeUninit<u8>>();
+        slice::from_raw_parts_mut(start, room)
+    };
+    let written = match fill(space) {
+        Ok(written) => written.min(room),
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut bytes = bytes.into_ptr();
+    let size = ffi::Py_ssize_t::try_from(written).unwrap_or(0);
+    // SAFETY: the one reference to a bytes object; it is replaced, or released and null with an error set.
+    unsafe {
+        if _PyBytes_Resize(&raw mut bytes, size) != 0 {
+            return Err(PyErr::fetch(py));
+        }
+        Ok(Ok(Bound::from_owned_ptr(py, bytes).cast_into_unchecked()))
+    }
 }

@@ -160,10 +160,16 @@ impl EventLoop {
         changed.map_err(|error| os_error(py, error))
     }
 
+    /// Shows a buffer of `MOST_RECEIVED` bytes to `fill`, which runs no Python code.
+    pub(crate) fn with_buffer<R>(&self, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        let mut kept = self.kept_buffer();
+        fill(kept.get_or_insert_with(new_buffer))
+    }
+
     /// A buffer of `MOST_RECEIVED` bytes to receive into; to be given back.
     pub(crate) fn take_buffer(&self) -> Box<[u8]> {
         let kept = self.kept_buffer().take();
-        kept.unwrap_or_else(|| vec![0; MOST_RECEIVED].into_boxed_slice())
+        kept.unwrap_or_else(new_buffer)
     }
 
     pub(crate) fn give_buffer(&self, buffer: Box<[u8]>) {
@@ -361,6 +367,10 @@ impl EventLoop {
             None => Ok(false),
         }
     }
+}
+
+fn new_buffer() -> Box<[u8]> {
+    vec![0; MOST_RECEIVED].into_boxed_slice()
 }
 
 /// Whether an error is not one of the callback's, but the program's end.

@@ -74,19 +74,38 @@ fn find(class: &Bound<'_, PyType>) -> PyResult<Option<usize>> {
     })
 }
 
-/// The number that this socket's descriptor has now; -1 if it is closed.
-pub fn socket_number(socket: &Bound<'_, PyAny>) -> PyResult<RawFd> {
-    let py = socket.py();
-    let Field { class, offset } = field(py)?;
-    // The real type: a mock may say that it is a socket.
-    if let Some(offset) = offset
-        && socket
-            .get_type()
-            .is_subclass(class.bind(py))
-            .unwrap_or(false)
-    {
-        // SAFETY: an instance of the class in which the number was found there.
-        return Ok(unsafe { word(socket, *offset) });
+/// How the number of one socket is read.
+#[derive(Clone, Copy)]
+pub struct SocketNumber {
+    offset: Option<usize>,
+}
+
+impl SocketNumber {
+    /// How it is read of this one.
+    pub fn of(socket: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let py = socket.py();
+        let Field { class, offset } = field(py)?;
+        // The real type: a mock may say that it is a socket.
+        let is_known = socket.get_type().is_subclass(class.bind(py))?;
+        Ok(Self {
+            offset: offset.filter(|_| is_known),
+        })
     }
-    socket.call_method0(intern!(py, "fileno"))?.extract()
+
+    /// The number that the descriptor has now; -1 if it is closed. `socket` is the one that this was made of.
+    pub fn read(self, socket: &Bound<'_, PyAny>) -> PyResult<RawFd> {
+        match self.offset {
+            // SAFETY: an instance of the class in which the number was found there; no assignment of another class changes
+            // where it is.
+            Some(offset) => Ok(unsafe { word(socket, offset) }),
+            None => socket
+                .call_method0(intern!(socket.py(), "fileno"))?
+                .extract(),
+        }
+    }
+}
+
+/// The same of a socket whose way is not kept.
+pub fn socket_number(socket: &Bound<'_, PyAny>) -> PyResult<RawFd> {
+    SocketNumber::of(socket)?.read(socket)
 }

@@ -8,7 +8,7 @@ mod write;
 
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use plait_engine::event_loop::{Readiness, Token, Watch};
@@ -23,7 +23,7 @@ use super::context::{copy_current, within};
 use super::item::Source;
 use super::os_error::os_error;
 use super::protocol::{NativeCalls, native_calls};
-use super::socket_number::socket_number;
+use super::socket_number::SocketNumber;
 use super::{EventLoop, ends_the_loop};
 use write::Queue;
 
@@ -33,10 +33,13 @@ pub struct StreamTransport {
     event_loop: Py<EventLoop>,
     /// The owner of the descriptor.
     socket: Py<PyAny>,
+    number: SocketNumber,
     extra: Py<PyDict>,
     /// What the protocol is called in.
     context: Py<PyAny>,
     flags: Flags,
+    /// How much room there is to be for the next bytes; 0 for the loop's buffer.
+    room: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -163,7 +166,7 @@ impl StreamTransport {
 
     /// The descriptor's number right now.
     fn number(&self, py: Python<'_>) -> PyResult<RawFd> {
-        socket_number(self.socket.bind(py))
+        self.number.read(self.socket.bind(py))
     }
 
     fn protocol<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyAny>, How)> {
@@ -370,7 +373,8 @@ fn new_transport(
     if !extra.contains(intern!(py, "peername"))? {
         optional(intern!(py, "peername"), intern!(py, "getpeername"))?;
     }
-    let number = socket_number(connection)?;
+    let reader = SocketNumber::of(connection)?;
+    let number = reader.read(connection)?;
     let edges = socket::is_tcp(number).map_err(|error| os_error(py, error))?;
     if edges {
         socket::set_nodelay(number).map_err(|error| os_error(py, error))?;
@@ -378,9 +382,11 @@ fn new_transport(
     let transport = StreamTransport {
         event_loop: event_loop.clone().unbind(),
         socket: connection.clone().unbind(),
+        number: reader,
         extra: extra.unbind(),
         context: copy_current(py)?.unbind(),
         flags: Flags(AtomicU32::new(if edges { EDGES } else { 0 })),
+        room: AtomicUsize::new(0),
         state: Mutex::new(State {
             protocol: None,
             how: How::Plain,

@@ -1,6 +1,7 @@
 //! What comes in: one receive per readiness, handed to the protocol.
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use plait_engine::sys::socket;
 use pyo3::exceptions::PyRuntimeError;
@@ -8,13 +9,16 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::super::bytes::with_room;
+use super::super::bytes::{filled_bytes, with_room};
 use super::super::os_error::os_error;
-use super::super::{EventLoop, ends_the_loop};
+use super::super::{EventLoop, MOST_RECEIVED, ends_the_loop};
 use super::{
     CLOSING, DRAIN, EDGES, ENDED, How, LOST, MORE, PAUSED, READ_SCHEDULED, StreamTransport,
 };
 use crate::event_loop::context::within;
+
+/// From this many bytes on a copy costs more than to make room for too many.
+const MANY: usize = 16 * 1024;
 
 /// How a receive has ended.
 enum Got {
@@ -71,13 +75,7 @@ impl StreamTransport {
                 (got, delivered)
             }
             How::Plain => {
-                let mut buffer = event_loop.get().take_buffer();
-                let got = got(py, socket::receive(number, &mut buffer), buffer.len());
-                let data = match got {
-                    Got::Bytes(count, _) => Some(PyBytes::new(py, &buffer[..count])),
-                    _ => None,
-                };
-                event_loop.get().give_buffer(buffer);
+                let (got, data) = this.receive(py, event_loop, number)?;
                 let delivered = match data {
                     Some(data) => protocol
                         .call_method1(intern!(py, "data_received"), (data,))
@@ -118,6 +116,44 @@ impl StreamTransport {
             Got::End => Self::end(slf, &protocol, how),
             Got::Failed(error) => Self::fail(slf, error, "Fatal read error on socket transport"),
         }
+    }
+
+    /// Receives `bytes`: a few by way of the loop's buffer, so that they take no more memory than they need; many, if the last were
+    /// many, straight into their place.
+    fn receive<'py>(
+        &self,
+        py: Python<'py>,
+        event_loop: &Bound<'_, EventLoop>,
+        number: i32,
+    ) -> PyResult<(Got, Option<Bound<'py, PyBytes>>)> {
+        let room = self.room.load(Ordering::Relaxed);
+        if room == 0 {
+            return Ok(event_loop.get().with_buffer(|buffer| {
+                let got = got(py, socket::receive(number, buffer), buffer.len());
+                let data = match got {
+                    Got::Bytes(count, _) => {
+                        if count >= MANY {
+                            self.room.store(room_for(count), Ordering::Relaxed);
+                        }
+                        Some(PyBytes::new(py, &buffer[..count]))
+                    }
+                    _ => None,
+                };
+                (got, data)
+            }));
+        }
+        let received = filled_bytes(py, room, |space| socket::receive_into(number, space))?;
+        let (received, data) = match received {
+            Ok(data) => (Ok(data.as_bytes().len()), Some(data)),
+            Err(error) => (Err(error), None),
+        };
+        let got = got(py, received, room);
+        if let Got::Bytes(count, _) = got {
+            let room = if count >= MANY { room_for(count) } else { 0 };
+            self.room.store(room, Ordering::Relaxed);
+        }
+        let data = data.filter(|_| matches!(got, Got::Bytes(..)));
+        Ok((got, data))
     }
 
     /// Another read in the next turn, or when reading goes on.
@@ -194,6 +230,15 @@ impl StreamTransport {
         }
         Ok(())
     }
+}
+
+/// How much room there is to be for the next bytes after so many: more than for the same again, so that a receive that takes all
+/// is told from one that is cut short.
+fn room_for(count: usize) -> usize {
+    (count + 1)
+        .next_power_of_two()
+        .saturating_mul(2)
+        .min(MOST_RECEIVED)
 }
 
 /// The buffer that the protocol wants filled.
