@@ -119,7 +119,9 @@ class EventLoop(_rust.EventLoop, Subprocesses, asyncio.SelectorEventLoop):
         this._check_closed()
         if executor is None and this._default_executor is None:
             this._check_default_executor()
-            this._default_executor = ThreadPoolExecutor(thread_name_prefix="asyncio")
+            # As many as asyncio's own; the budget would be read from files, which is not for a loop's thread.
+            workers = min(32, len(os.sched_getaffinity(0)) + 4)
+            this._default_executor = ThreadPoolExecutor(workers, thread_name_prefix="asyncio")
         if executor is not None or not isinstance(this._default_executor, ThreadPoolExecutor):
             return super().run_in_executor(executor, func, *args)
         if this._debug:
