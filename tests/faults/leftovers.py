@@ -106,3 +106,12 @@ def resident_bytes() -> int:
     """How much memory of this process is in RAM, what it shares with others included."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Wait until the main thread of a process has slept for a while."""
+    asleep = 0
+    while asleep < 10:
+        state = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.01)

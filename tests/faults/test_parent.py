@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from faults import jobs
-from faults.leftovers import children, wait_until_gone
+from faults.leftovers import children, wait_until_asleep, wait_until_gone
 from plait.process_pool import ProcessPool
 
 HERE = str(Path(__file__).resolve().parent.parent)
@@ -211,15 +211,6 @@ def test_a_pool_of_its_own_in_a_fork() -> None:
     with program(text) as parent:
         said, complained = parent.communicate(timeout=60)
     assert (said, parent.returncode) == ("child 0\n", 0), complained
-
-
-def wait_until_asleep(pid: int) -> None:
-    """Wait until the main thread of a process has slept for a while."""
-    asleep = 0
-    while asleep < 10:
-        state = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        asleep = asleep + 1 if state == "S" else 0
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("waits_in", ["result", "map", "shutdown", "exit", "wait", "with"])

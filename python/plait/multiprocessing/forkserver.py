@@ -22,6 +22,13 @@ _LONGEST_MESSAGE = 32 * 1024
 """Bytes of a request that travel in its message; more goes into a memfd."""
 
 
+class _Link(socket.socket):
+    """Our end. Open until the interpreter's, after the children have been joined: nothing to be warned of."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class ForkServer(_standard.ForkServer):
     """The link to the zygote, which is started when it is needed. Thread-safe; a forked child shares it."""
 
@@ -47,7 +54,7 @@ class ForkServer(_standard.ForkServer):
 
     def adopt(self, link: int, inherited_fds: list[int]) -> None:
         """In a child of the zygote: use the link and the descriptors that were sent along."""
-        self._link = socket.socket(fileno=link)
+        self._link = _Link(fileno=link)
         self._forkserver_pid = None
         self._inherited_fds = inherited_fds
 
@@ -86,7 +93,8 @@ class ForkServer(_standard.ForkServer):
             configuration["main"] = {
                 name: told[name] for name in ("init_main_from_name", "init_main_from_path") if name in told
             }
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours = _Link(fileno=end.detach())
         try:
             with theirs:
                 executable = os.fsdecode(spawn.get_executable())
@@ -113,8 +121,6 @@ class ForkServer(_standard.ForkServer):
             ours.close()
             raise
         self._link, self._forkserver_pid = ours, pid  # type: ignore[assignment]
-        # After the children have been joined, so that the interpreter does not find it open at its end.
-        _util.Finalize(None, ours.close, exitpriority=-100)
         return ours
 
     def start_child(self, daemon: bool, data: bytes | memoryview, fds: list[int]) -> tuple[int, int]:
