@@ -220,7 +220,8 @@ def test_a_worker_killed_in_a_map_at(plan: Plan, tmp_path: Path, step: str, retr
         executor.shutdown()
     marks = log.read_bytes()
     runs = Counter(int.from_bytes(marks[at : at + 8], "little") for at in range(0, len(marks), 8))
-    assert max(runs.values()) <= 1 + retries
+    # Nothing has run if the first that begins is killed, and the others are cancelled before they have run.
+    assert max(runs.values(), default=0) <= 1 + retries
     assert len(failed) <= (not retries and step in COSTLY | {"put"})
     assert set(failed) <= {(plan.struck(step), signal.SIGKILL)}
 
